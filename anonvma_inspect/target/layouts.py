@@ -1,0 +1,236 @@
+"""Where a field lies: the question that every layer above asks.
+
+Layouts come from BTF (:class:`anonvma_inspect.target.btf.BtfLayouts`, the normal case) or from
+DWARF through drgn (:class:`DwarfLayouts`). Both answer alike, down to the spelling of types, so
+that nothing above this layer knows which of them it talks to. Nothing is raised for a struct or
+field that the kernel does not have: the answer is None, since which fields exist is how a kernel is
+told from another.
+"""
+
+__all__ = ("BIT_FIELD_KINDS", "KINDS", "DwarfLayouts", "Field", "Layouts", "bit_field_storage")
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import drgn
+from drgn import TypeKind
+
+#: What a field can be, behind typedefs and qualifiers. ``bool`` and ``char`` are integers.
+KINDS = frozenset(
+    ("array", "enum", "float", "function", "integer", "pointer", "struct", "union", "void")
+)
+
+#: The kinds that C lets be a bit-field.
+BIT_FIELD_KINDS = frozenset(("enum", "integer"))
+
+
+@dataclass(frozen=True)
+class Field:
+    """One member of a struct or union, as the bytes in memory see it."""
+
+    #: Bytes from the start of the struct that was asked about. Of a bit-field: of its storage.
+    offset: int
+    #: Bytes. Of a bit-field: of its storage, so that ``size`` bytes at ``offset`` hold all of it.
+    size: int
+    #: One of :data:`KINDS`, behind typedefs and qualifiers.
+    kind: str
+    #: The type as C writes it, typedef names kept: ``struct anon_vma *``, ``unsigned long [16]``,
+    #: ``int (*)(struct file *)``, ``struct <anonymous>``. A flexible array is spelled ``[0]``.
+    type_name: str
+    #: Whether the value is signed: of an integer, an enum or, for an array, its elements.
+    signed: bool = False
+    #: Bits from the least significant bit of the little-endian storage, None if not a bit-field.
+    bit_offset: int | None = None
+    #: Bits, None if not a bit-field.
+    bit_size: int | None = None
+    #: Elements of an array (0 of a flexible one), None if not an array.
+    length: int | None = None
+    #: Bytes of an array's element, None if not an array.
+    element_size: int | None = None
+    #: One of :data:`KINDS`, of an array's elements; None if not an array.
+    element_kind: str | None = None
+
+    @property
+    def end(self) -> int:
+        """Bytes from the start of the struct to the first byte behind the field."""
+        return self.offset + self.size
+
+
+class Layouts(Protocol):
+    """Where the fields of the target's structs lie.
+
+    A type is named as C does, ``"struct page"``, ``"union x"``, ``"enum zone_type"``, or without
+    the tag: ``"page"`` is the struct of that name if there is one, else the union, the enum or the
+    typedef (``"atomic_t"``).
+    """
+
+    @property
+    def source(self) -> str:
+        """Where the answers come from: ``"btf"`` or ``"dwarf"``."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a type.
+
+        :return: None if there is no such type, or only a declaration of it.
+        """
+
+    def field(self, name: str, path: str) -> Field | None:
+        """Find a field of a struct or union.
+
+        :param name: The struct, the union, or a typedef of one.
+        :param path: Member names joined by dots. Members of anonymous members are named as in C,
+            without them. A path crosses no pointer and no array.
+        :return: None if the struct or any part of the path does not exist.
+        """
+
+    def enumerator(self, name: str) -> int | None:
+        """Value of an enumeration constant, of a named or an anonymous enum; None if unknown."""
+
+
+def bit_field_storage(position: int, bits: int, unit: int) -> tuple[int, int, int]:
+    """Choose the bytes to read for a bit-field.
+
+    C's own storage unit, an aligned object of the declared type, is what a reader of one field of
+    many objects wants (its size is that of an integer). In a packed struct a bit-field may straddle
+    two units: then the fewest bytes that hold it.
+
+    :param position: Bits from the start of the struct.
+    :param bits: Bits of the bit-field.
+    :param unit: Bytes of its declared type.
+    :return: Offset of the storage in bytes, its size in bytes, bits from its least significant bit.
+    """
+    offset = position // (8 * unit) * unit
+    if position + bits <= 8 * (offset + unit):
+        return offset, unit, position - 8 * offset
+    offset = position // 8
+    return offset, (position % 8 + bits + 7) // 8, position % 8
+
+
+_KIND_OF = {
+    TypeKind.VOID: "void",
+    TypeKind.INT: "integer",
+    TypeKind.BOOL: "integer",
+    TypeKind.FLOAT: "float",
+    TypeKind.STRUCT: "struct",
+    TypeKind.UNION: "union",
+    TypeKind.CLASS: "struct",
+    TypeKind.ENUM: "enum",
+    TypeKind.POINTER: "pointer",
+    TypeKind.ARRAY: "array",
+    TypeKind.FUNCTION: "function",
+}
+
+_COMPOUND = (TypeKind.STRUCT, TypeKind.UNION, TypeKind.CLASS)
+
+
+class DwarfLayouts:
+    """Layouts from a program's debugging information, by way of drgn's types.
+
+    :param prog: Program whose types are loaded, from DWARF or any other type finder.
+    """
+
+    source = "dwarf"
+
+    def __init__(self, prog: drgn.Program) -> None:
+        self._prog = prog
+        self._types: dict[str, drgn.Type | None] = {}
+
+    def size(self, name: str) -> int | None:
+        """See :meth:`Layouts.size`."""
+        type_ = self._find(name)
+        return None if type_ is None else _size(type_)
+
+    def field(self, name: str, path: str) -> Field | None:
+        """See :meth:`Layouts.field`."""
+        type_ = self._find(name)
+        position = 0
+        bits = None
+        for part in path.split("."):
+            if type_ is None:
+                return None
+            type_ = _strip(type_)
+            if type_.kind not in _COMPOUND or not type_.is_complete() or not type_.has_member(part):
+                return None
+            member = type_.member(part)
+            position += member.bit_offset
+            type_ = member.type
+            bits = member.bit_field_size
+        assert type_ is not None
+        return _make_field(type_, position, bits)
+
+    def enumerator(self, name: str) -> int | None:
+        """See :meth:`Layouts.enumerator`."""
+        try:
+            constant = self._prog.constant(name)
+        except LookupError:
+            return None
+        # A type finder may offer macros of other types here: they are no enumerators.
+        if _strip(constant.type_).kind != TypeKind.ENUM:
+            return None
+        return int(constant.value_())
+
+    def _find(self, name: str) -> drgn.Type | None:
+        if name not in self._types:
+            self._types[name] = self._look_up(name)
+        return self._types[name]
+
+    def _look_up(self, name: str) -> drgn.Type | None:
+        tagged = name.startswith(("struct ", "union ", "enum "))
+        for spelling in (
+            (name,) if tagged else (f"struct {name}", f"union {name}", f"enum {name}", name)
+        ):
+            try:
+                return self._prog.type(spelling)
+            except LookupError:
+                pass
+        return None
+
+
+def _strip(type_: drgn.Type) -> drgn.Type:
+    while type_.kind == TypeKind.TYPEDEF:
+        type_ = type_.type
+    return type_
+
+
+def _size(type_: drgn.Type) -> int | None:
+    type_ = _strip(type_)
+    if type_.kind == TypeKind.ARRAY:
+        # drgn has no size for a flexible array; to C it adds no bytes.
+        element = _size(type_.type)
+        return None if element is None else (type_.length or 0) * element
+    return None if type_.kind in (TypeKind.VOID, TypeKind.FUNCTION) else type_.size
+
+
+def _is_signed(type_: drgn.Type) -> bool:
+    type_ = _strip(type_)
+    if type_.kind == TypeKind.ARRAY:
+        return _is_signed(type_.type)
+    if type_.kind == TypeKind.ENUM:
+        return type_.type is not None and _is_signed(type_.type)
+    return type_.kind == TypeKind.INT and bool(type_.is_signed)
+
+
+def _make_field(type_: drgn.Type, position: int, bits: int | None) -> Field | None:
+    real = _strip(type_)
+    size = _size(real)
+    if size is None:
+        return None
+    kind = _KIND_OF[real.kind]
+    # DWARF tells [] from [0]; BTF does not, and neither do the bytes in memory.
+    type_name = type_.type_name().replace("[]", "[0]")
+    signed = _is_signed(real)
+    if bits is not None:
+        offset, storage, bit_offset = bit_field_storage(position, bits, size)
+        return Field(offset, storage, kind, type_name, signed, bit_offset, bits)
+    if real.kind != TypeKind.ARRAY:
+        return Field(position // 8, size, kind, type_name, signed)
+    return Field(
+        position // 8,
+        size,
+        kind,
+        type_name,
+        signed,
+        length=real.length or 0,
+        element_size=_size(real.type),
+        element_kind=_KIND_OF[_strip(real.type).kind],
+    )
