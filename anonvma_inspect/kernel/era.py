@@ -1,0 +1,276 @@
+"""Which fields a kernel has, and where: everything that the walks need, resolved up front.
+
+Fields decide, never a release number: distributions backport. A kernel that lacks a field without
+which a walk would be wrong is refused by name; one that has a field's older or newer form gets that
+form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.target.layouts import Field, Layouts
+
+__all__ = ("Era", "Record", "resolve_era")
+
+_UNSIGNED = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+_SIGNED = {1: "<i1", 2: "<i2", 4: "<i4", 8: "<i8"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One struct of the kernel's: its size, and the fields of it that are read.
+
+    :ivar struct: C name, without ``struct``.
+    :ivar size: Bytes.
+    :ivar fields: By the name used here, which is the kernel's. A field that this kernel lacks is
+        not in it.
+    """
+
+    struct: str
+    size: int
+    fields: Mapping[str, Field]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.fields
+
+    def offset(self, name: str) -> int:
+        """Bytes from the start of the struct to a field."""
+        return self.fields[name].offset
+
+    def column(self, rows: NDArray[np.uint8], name: str, at: int = 0) -> NDArray[np.uint64]:
+        """Cut one unsigned (or pointer) field out of rows.
+
+        :param rows: Shape (n, size): bytes of the struct from ``at`` on.
+        :return: ``uint64``.
+        """
+        return self._cut(rows, name, at, _UNSIGNED).astype(np.uint64)
+
+    def signed(self, rows: NDArray[np.uint8], name: str, at: int = 0) -> NDArray[np.int64]:
+        """Cut one field out of rows as a signed number of its own width.
+
+        Counters of the kernel's are mostly unsigned; read as signed, one that fell below 0 shows.
+
+        :return: ``int64``.
+        """
+        return self._cut(rows, name, at, _SIGNED).astype(np.int64)
+
+    def _cut(
+        self, rows: NDArray[np.uint8], name: str, at: int, types: Mapping[int, str]
+    ) -> NDArray[np.generic]:
+        field = self.fields[name]
+        start = field.offset - at
+        piece = np.ascontiguousarray(rows[:, start : start + field.size])
+        return piece.view(types[field.size]).reshape(len(rows))
+
+
+@dataclass(frozen=True)
+class Era:
+    """The structures of one kernel, as far as the anonymous reverse map goes.
+
+    :ivar features: What tells this kernel from others, for people: ``("maple tree", ...)``.
+    :ivar tag_scheme: How ``vma->anon_vma`` is encoded: see :mod:`anonvma_inspect.kernel.tags`.
+    """
+
+    features: tuple[str, ...]
+    tag_scheme: str
+    page_size: int
+    task: Record
+    signal: Record
+    mm: Record
+    maple_node: Record
+    vma: Record
+    avc: Record
+    anon_vma: Record
+
+    @property
+    def name(self) -> str:
+        """The features in one line."""
+        return ", ".join(self.features)
+
+    @property
+    def has_parent(self) -> bool:
+        """``anon_vma.parent`` exists (since v3.19); with it came the rule of reuse."""
+        return "parent" in self.anon_vma
+
+    @property
+    def has_separate_counts(self) -> bool:
+        """``num_children`` and ``num_active_vmas`` (since v6.0, and in stable trees before)."""
+        return "num_children" in self.anon_vma
+
+    @property
+    def has_degree(self) -> bool:
+        """``degree``, their sum (v3.19 to v5.19)."""
+        return "degree" in self.anon_vma
+
+    @property
+    def has_leftmost(self) -> bool:
+        """The interval tree caches its first node (since v4.14)."""
+        return "rb_leftmost" in self.anon_vma
+
+
+# The spelling of each field, newest first: `name` or `name=path` or, where the path changed,
+# `name=path|older path`. A leading `?` marks a field that some kernels lack.
+_TASK = (
+    "tasks_next=tasks.next",
+    "tasks_prev=tasks.prev",
+    "thread_node_next=thread_node.next",
+    "signal",
+    "mm",
+    "pid",
+    "tgid",
+    "comm",
+    "flags",
+)
+_SIGNAL = ("thread_head_next=thread_head.next", "thread_head_prev=thread_head.prev")
+_MM = (
+    "pgd",
+    "mm_users=mm_users.counter",
+    "map_count",
+    # Since Linux kernel commit "mm: add bitmap mm->flags field" (in v6.18) a bitmap.
+    "mm_flags=flags.__mm_flags|flags",
+    "ma_root=mm_mt.ma_root",
+    "ma_flags=mm_mt.ma_flags",
+    # PREEMPT_RT has another rw_semaphore.
+    "?mmap_lock_count=mmap_lock.count.counter",
+    "?mmap_lock_readers=mmap_lock.rwbase.readers.counter",
+    "start_brk",
+    "brk",
+    "start_stack",
+    "?vdso=context.vdso",
+)
+_MAPLE_NODE = (
+    "parent",
+    "mr64_pivot=mr64.pivot",
+    "mr64_slot=mr64.slot",
+    "mr64_meta_end=mr64.meta.end",
+    "ma64_pivot=ma64.pivot",
+    "ma64_slot=ma64.slot",
+    "ma64_meta_end=ma64.meta.end",
+)
+_VMA = (
+    "vm_start",
+    "vm_end",
+    "vm_mm",
+    "vm_flags",
+    "vm_pgoff",
+    "vm_file",
+    "anon_vma",
+    "anon_vma_chain",
+    "anon_vma_chain_next=anon_vma_chain.next",
+    "anon_vma_chain_prev=anon_vma_chain.prev",
+    # The key of the anonymous interval tree since v7.3; before, it is vm_pgoff.
+    "?anon_pgoff_lo=__vm_anon_pgoff_lo",
+    "?anon_pgoff_hi=__vm_anon_pgoff_hi",
+)
+_AVC = (
+    "vma",
+    "anon_vma",
+    "same_vma",
+    "same_vma_next=same_vma.next",
+    "same_vma_prev=same_vma.prev",
+    "rb",
+    "rb_parent_color=rb.__rb_parent_color",
+    "rb_left=rb.rb_left",
+    "rb_right=rb.rb_right",
+    "rb_subtree_last",
+)
+_ANON_VMA = (
+    "root",
+    "refcount=refcount.counter",
+    # Since Linux kernel commit f808c13fd373 ("lib/interval_tree: fast overlap detection") (in
+    # v4.14) the root of the tree is an rb_root_cached.
+    "rb_node=rb_root.rb_root.rb_node|rb_root.rb_node",
+    "?rb_leftmost=rb_root.rb_leftmost",
+    "?parent",
+    # Since Linux kernel commit 2555283eb40d ("mm/rmap: Fix anon_vma->degree ambiguity leading to
+    # double-reuse") (in v6.0, and in stable trees) two counters instead of one.
+    "?num_children",
+    "?num_active_vmas",
+    "?degree",
+    "?rwsem_count=rwsem.count.counter",
+    "?rwsem_readers=rwsem.rwbase.readers.counter",
+    "?rwsem_owner=rwsem.owner.counter",
+)
+
+
+def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
+    """Find every field that the walks need.
+
+    :param page_size: Bytes.
+    :param release: For messages.
+    :raises TargetError: if the kernel fits no era that is understood; it names what is missing.
+    """
+    missing: list[str] = []
+    task = _record(layouts, "task_struct", _TASK, missing)
+    signal = _record(layouts, "signal_struct", _SIGNAL, missing)
+    mm = _record(layouts, "mm_struct", _MM, missing)
+    maple_node = _record(layouts, "maple_node", _MAPLE_NODE, missing)
+    vma = _record(layouts, "vm_area_struct", _VMA, missing)
+    avc = _record(layouts, "anon_vma_chain", _AVC, missing)
+    anon_vma = _record(layouts, "anon_vma", _ANON_VMA, missing)
+    if "num_children" not in anon_vma and "degree" not in anon_vma:
+        missing.append("anon_vma.num_children (or .degree)")
+    if ("num_children" in anon_vma) != ("num_active_vmas" in anon_vma):
+        missing.append("one of anon_vma.num_children and .num_active_vmas")
+    if "rwsem_count" not in anon_vma and "rwsem_readers" not in anon_vma:
+        missing.append("anon_vma.rwsem.count")
+    if missing:
+        raise TargetError(
+            f"the structures of this kernel ({release}) are of no era that is understood: "
+            f"{', '.join(missing)} not found"
+        )
+    return Era(
+        features=_features(mm, vma, anon_vma),
+        tag_scheme=_tag_scheme(vma.fields["anon_vma"]),
+        page_size=page_size,
+        task=task,
+        signal=signal,
+        mm=mm,
+        maple_node=maple_node,
+        vma=vma,
+        avc=avc,
+        anon_vma=anon_vma,
+    )
+
+
+def _record(
+    layouts: Layouts, struct: str, spellings: tuple[str, ...], missing: list[str]
+) -> Record:
+    size = layouts.size(struct)
+    if size is None:
+        missing.append(f"struct {struct}")
+        return Record(struct, 0, {})
+    fields = {}
+    for spelling in spellings:
+        name, _, paths = spelling.lstrip("?").partition("=")
+        for path in (paths or name).split("|"):
+            field = layouts.field(struct, path)
+            if field is not None:
+                fields[name] = field
+                break
+        else:
+            if not spelling.startswith("?"):
+                missing.append(f"{struct}.{(paths or name).split('|')[0]}")
+    return Record(struct, size, fields)
+
+
+def _features(mm: Record, vma: Record, anon_vma: Record) -> tuple[str, ...]:
+    return (
+        "maple tree",
+        "num_children" if "num_children" in anon_vma else "degree",
+        *(("rb_leftmost",) if "rb_leftmost" in anon_vma else ()),
+        *(("anon pgoff",) if "anon_pgoff_lo" in vma else ()),
+        *(("PREEMPT_RT",) if "mmap_lock_readers" in mm else ()),
+    )
+
+
+def _tag_scheme(anon_vma: Field) -> str:
+    if anon_vma.kind == "pointer":
+        return "none"
+    return "lazy" if anon_vma.type_name == "anon_vma_tree_t" else "unfaulted"

@@ -1,0 +1,370 @@
+"""The tables: everything that was read of the anonymous reverse map, one table a kind of object.
+
+Collect fills them, everything else is a function of them. A table is a set of numpy columns of one
+length; object ``i`` is row ``i`` of its table. Tables are immutable.
+
+Words of the target are kept as they were read (columns named like the kernel's fields: addresses
+are ``uint64`` and may be anything at all). A reference that leads to another object of the tables
+is a *row number* in a column of its own (``int64``), :data:`NO_ROW` where the word leads to none:
+because it is NULL, wild, or points into a hole. Which of these it is :meth:`Tables.pointer_state`
+tells.
+
+Rows of :class:`Vmas`, :class:`Avcs` and :class:`AnonVmas` are sorted by address, so that an address
+is looked up with :func:`find_rows`.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.target.memory import AddressSpace, BoolColumn, U64Column
+
+__all__ = (
+    "NO_ROW",
+    "AnonVmas",
+    "Avcs",
+    "Broken",
+    "ChainEnd",
+    "Holes",
+    "Links",
+    "Mms",
+    "Nodes",
+    "PointerState",
+    "RowColumn",
+    "Slots",
+    "Tables",
+    "Tasks",
+    "Vmas",
+    "find_rows",
+)
+
+RowColumn = NDArray[np.int64]
+I64Column = NDArray[np.int64]
+U8Column = NDArray[np.uint8]
+TextColumn = NDArray[np.bytes_]
+
+#: In a column of row numbers: leads to no object of the tables.
+NO_ROW = -1
+
+
+def find_rows(sorted_addresses: U64Column, addresses: U64Column) -> RowColumn:
+    """Rows of the objects at these addresses.
+
+    :param sorted_addresses: The ``address`` column of a table that is sorted by it.
+    :param addresses: Any values at all.
+    :return: Row numbers, :data:`NO_ROW` where the table has no such object.
+    """
+    if not len(sorted_addresses):
+        return np.full(len(addresses), NO_ROW, dtype=np.int64)
+    index = np.searchsorted(sorted_addresses, addresses)
+    index = np.minimum(index, len(sorted_addresses) - 1)
+    return np.where(sorted_addresses[index] == addresses, index, NO_ROW)
+
+
+class PointerState(enum.IntEnum):
+    """What became of a pointer (see :meth:`Tables.pointer_state`)."""
+
+    OBJECT = 0
+    NULL = 1
+    #: Cannot be right: misaligned, not in RAM.
+    WILD = 2
+    #: May be right, but the target does not have the bytes.
+    HOLE = 3
+    #: Its bytes are there, but nothing about them agrees with being such an object, so that it was
+    #: not followed.
+    STRANGER = 4
+
+
+class ChainEnd(enum.IntEnum):
+    """How the walk of a VMA's ``anon_vma_chain`` list by ``next`` ended."""
+
+    #: Back at the head: the whole chain is known.
+    CLOSED = 0
+    #: It came back to an entry that is not the head.
+    LOOP = 1
+    #: At a ``next`` that cannot be right.
+    WILD = 2
+    #: At an entry whose bytes the target does not have.
+    HOLE = 3
+    #: At something that does not look like an AVC of this VMA (its ``vma`` and ``prev`` both
+    #: disagree).
+    STRANGER = 4
+    #: The VMA itself was not walked.
+    NOT_WALKED = 5
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Threads that have an mm; kernel threads are not here."""
+
+    address: U64Column
+    pid: I64Column
+    tgid: I64Column
+    #: Command name, at most 15 bytes, anything at all in them.
+    comm: TextColumn
+    #: Row in :class:`Mms`.
+    mm: RowColumn
+
+
+@dataclass(frozen=True)
+class Mms:
+    """``mm_struct`` objects: those of tasks, then *unlisted* ones met through trees."""
+
+    address: U64Column
+    mm_users: I64Column
+    map_count: I64Column
+    flags: U64Column
+    #: Row in :class:`Tasks` of a task that has it: the leader if it does, else the lowest pid.
+    task: RowColumn
+    #: Some task has it.
+    listed: BoolColumn
+    #: Its VMAs were enumerated (with ``--pid``, only those of the named processes are).
+    walked: BoolColumn
+    #: Nothing was missing, wild or looping while they were: :class:`Slots` has all of them.
+    whole: BoolColumn
+    #: ``mmap_lock`` is held for write.
+    write_locked: BoolColumn
+    #: What names the heap, the stack and the vdso among its VMAs (0 where the kernel has no such
+    #: field).
+    start_brk: U64Column
+    brk: U64Column
+    start_stack: U64Column
+    vdso: U64Column
+
+
+@dataclass(frozen=True)
+class Slots:
+    """Entries of the mms' trees of VMAs, sorted by mm and first address.
+
+    One VMA can stand in two trees: ``dup_mmap()`` copies the parent's tree before it replaces the
+    entries (since v6.8).
+    """
+
+    #: Row in :class:`Mms`.
+    mm: RowColumn
+    #: What the tree stores the entry under: first and last address, inclusive.
+    first: U64Column
+    last: U64Column
+    #: The pointer stored.
+    pointer: U64Column
+    #: Row in :class:`Vmas`.
+    vma: RowColumn
+
+
+@dataclass(frozen=True)
+class Vmas:
+    """``vm_area_struct`` objects, sorted by address."""
+
+    address: U64Column
+    vm_start: U64Column
+    vm_end: U64Column
+    vm_flags: U64Column
+    vm_pgoff: U64Column
+    vm_file: U64Column
+    vm_mm: U64Column
+    #: The word in ``anon_vma``, low bits and all.
+    anon_vma: U64Column
+    #: Its pointer part, 0 if there is none, and its low bits (see kernel.tags).
+    anon_vma_pointer: U64Column
+    anon_vma_tag: U64Column
+    #: ``anon_vma_chain.next`` and ``.prev``.
+    chain_next: U64Column
+    chain_prev: U64Column
+    #: Address of the list head itself, ``&vma->anon_vma_chain``.
+    chain_head: U64Column
+    #: Keys in an anon_vma's interval tree, in pages, inclusive: what ``rb`` order and
+    #: ``rb_subtree_last`` go by in this era.
+    key_first: U64Column
+    key_last: U64Column
+    #: Row of ``vm_mm`` in :class:`Mms`.
+    mm: RowColumn
+    #: Row in :class:`Slots` of its entry in the tree of its own mm.
+    slot: RowColumn
+    #: Row of ``anon_vma`` in :class:`AnonVmas` (for a tag that makes it something else: NO_ROW).
+    active: RowColumn
+    #: A :class:`ChainEnd`, and how many entries the walk met before it.
+    chain_end: U8Column
+    chain_length: I64Column
+
+
+@dataclass(frozen=True)
+class Links:
+    """Entries met on the ``anon_vma_chain`` lists, walked by ``next``; sorted by VMA and position.
+
+    :ivar avc: Never NO_ROW.
+    """
+
+    #: Row in :class:`Vmas` whose list it is (not what ``avc->vma`` says).
+    vma: RowColumn
+    #: 0 for the first behind the head.
+    position: I64Column
+    #: Row in :class:`Avcs`.
+    avc: RowColumn
+
+
+@dataclass(frozen=True)
+class Avcs:
+    """``anon_vma_chain`` objects, met on lists or in trees, sorted by address."""
+
+    address: U64Column
+    #: The words in ``vma`` and ``anon_vma``.
+    vma: U64Column
+    anon_vma: U64Column
+    #: ``same_vma.next`` and ``.prev``, and the address of ``same_vma`` itself.
+    next: U64Column
+    prev: U64Column
+    list_node: U64Column
+    #: ``rb.__rb_parent_color``, ``.rb_left``, ``.rb_right``, and the address of ``rb`` itself.
+    rb_parent_color: U64Column
+    rb_left: U64Column
+    rb_right: U64Column
+    rb_node: U64Column
+    rb_subtree_last: U64Column
+    #: Rows of ``vma`` in :class:`Vmas` and of ``anon_vma`` in :class:`AnonVmas`.
+    vma_row: RowColumn
+    anon_vma_row: RowColumn
+
+
+@dataclass(frozen=True)
+class AnonVmas:
+    """``anon_vma`` objects, sorted by address: active, in a chain, parent or root of one."""
+
+    address: U64Column
+    root: U64Column
+    parent: U64Column
+    refcount: I64Column
+    #: Signed, so that a count below 0 shows. Where the kernel has ``degree`` instead, it is in
+    #: ``degree``, and these are 0; the other way round likewise.
+    num_children: I64Column
+    num_active_vmas: I64Column
+    degree: I64Column
+    #: The word in ``rb_root.rb_node``, with the low bit that ``mm_take_all_locks()`` sets.
+    rb_root: U64Column
+    #: The word in ``rb_leftmost`` (0 where the kernel does not cache it: see the era).
+    rb_leftmost: U64Column
+    #: Of its own ``rwsem``; only the root's is ever used.
+    write_locked: BoolColumn
+    #: Rows of ``root`` and ``parent`` in :class:`AnonVmas`. ``parent`` may dangle once the tree is
+    #: empty, so it is followed only where the tree is not: NO_ROW there.
+    root_row: RowColumn
+    parent_row: RowColumn
+    #: All nodes of its tree were met: nothing missing, wild, looping or strange.
+    tree_whole: BoolColumn
+    #: In a VMA's chain, active, or the root of one: what counts as *reached*. The others were met
+    #: only as somebody's parent.
+    reached: BoolColumn
+    #: Everything that can refer to an anon_vma of its family is known: the trees of the family and
+    #: the chains of all VMAs in them are whole. Only then can a count be too high; one that is too
+    #: low is too low in any case.
+    family_whole: BoolColumn
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Places in interval trees, as met from ``rb_root`` down; sorted by anon_vma and order.
+
+    An AVC stands in one place of one tree; if it is met again, each meeting is a row, and only the
+    first was followed further down (``again``).
+    """
+
+    #: Row in :class:`AnonVmas` whose tree it is (not what ``avc->anon_vma`` says).
+    anon_vma: RowColumn
+    #: Row in :class:`Avcs`.
+    avc: RowColumn
+    #: Row in :class:`Nodes` of the parent node; NO_ROW for the root of the tree.
+    parent: RowColumn
+    #: Rows in :class:`Nodes` of the children.
+    left: RowColumn
+    right: RowColumn
+    #: 0 for the root of the tree.
+    depth: I64Column
+    #: Met before, in this tree or another.
+    again: BoolColumn
+
+
+@dataclass(frozen=True)
+class Holes:
+    """What the target does not have although something points there."""
+
+    address: U64Column
+    size: I64Column
+    #: What it was needed for, e.g. ``anon_vma_chain``.
+    needed_for: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Places where a walk of tasks or of an mm's tree came upon what cannot be right.
+
+    Chains and interval trees keep their words in the tables; these structures do not.
+    """
+
+    #: Row in :class:`Mms`; NO_ROW for the task list.
+    mm: RowColumn
+    #: The object that holds the word (``maple_node``, ``task_struct``, ...) and its type.
+    address: U64Column
+    type: NDArray[np.str_]
+    #: The word, and what is wrong with it.
+    value: U64Column
+    problem: NDArray[np.str_]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """All that was read.
+
+    :ivar pids: The processes that the collection was limited to; empty: all.
+    """
+
+    era: Era
+    space: AddressSpace
+    tasks: Tasks
+    mms: Mms
+    slots: Slots
+    vmas: Vmas
+    links: Links
+    avcs: Avcs
+    anon_vmas: AnonVmas
+    nodes: Nodes
+    holes: Holes
+    broken: Broken
+    pids: tuple[int, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing that was needed is missing from the target."""
+        return not len(self.holes.address)
+
+    def pointer_state(
+        self, pointers: U64Column, rows: RowColumn, size: int, alignment: int = 8
+    ) -> NDArray[np.uint8]:
+        """Tell why pointers lead to no object of the tables.
+
+        :param pointers: The words.
+        :param rows: What they lead to, NO_ROW where to nothing.
+        :param size: Bytes of the struct that they should point to.
+        :return: A :class:`PointerState` each.
+        """
+        state = np.full(len(pointers), PointerState.OBJECT, dtype=np.uint8)
+        lost = np.flatnonzero(rows == NO_ROW)
+        if not len(lost):
+            return state
+        pointer = pointers[lost]
+        starts = np.sort(self.holes.address)
+        in_hole = np.zeros(len(lost), dtype=bool)
+        if len(starts):
+            in_hole = starts[np.minimum(np.searchsorted(starts, pointer), len(starts) - 1)] == (
+                pointer
+            )
+        wild = self.space.wild(pointer, size, alignment)
+        state[lost] = np.select(
+            [pointer == 0, wild, in_hole],
+            [PointerState.NULL, PointerState.WILD, PointerState.HOLE],
+            PointerState.STRANGER,
+        )
+        return state

@@ -1,0 +1,359 @@
+"""Kernel memory in bulk: the bytes at many addresses at once.
+
+Every kind of target answers the same question, :meth:`Memory.gather`, in the way that serves it
+best: a snapshot or an ELF dump by indexing a mapped file, everything else through a cache of pages
+that drgn reads.
+
+Two kinds of absence must not be confused (see :class:`AddressSpace`): a pointer that cannot be
+right is *wild*; one that may be right, but whose bytes the target does not have, is a *hole*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = (
+    "AddressSpace",
+    "BoolColumn",
+    "ByteRows",
+    "Memory",
+    "OverlayMemory",
+    "PagedMemory",
+    "RecordingMemory",
+    "SegmentMemory",
+    "U64Column",
+    "merge_ranges",
+    "take_rows",
+)
+
+U64Column = NDArray[np.uint64]
+BoolColumn = NDArray[np.bool_]
+ByteRows = NDArray[np.uint8]
+
+WORD = 8
+# The upper half of the address space belongs to the kernel on every 64-bit architecture here. The
+# lower half must never be read: in an ELF dump written by QEMU physical address 0 answers for a
+# NULL pointer.
+KERNEL_HALF = 1 << 63
+
+
+def merge_ranges(ranges: U64Column) -> U64Column:
+    """Sort half-open ranges and join those that touch or overlap.
+
+    :param ranges: Shape (n, 2): start and end of each.
+    :return: Shape (m, 2), sorted, disjoint, none empty.
+    """
+    ranges = ranges[ranges[:, 0] < ranges[:, 1]]
+    if not len(ranges):
+        return np.empty((0, 2), dtype=np.uint64)
+    ranges = ranges[np.argsort(ranges[:, 0], kind="stable")]
+    reach = np.maximum.accumulate(ranges[:, 1])
+    starts_anew = np.ones(len(ranges), dtype=bool)
+    starts_anew[1:] = ranges[1:, 0] > reach[:-1]
+    first = np.flatnonzero(starts_anew)
+    last = np.append(first[1:], len(ranges)) - 1
+    return np.stack([ranges[first, 0], reach[last]], axis=1)
+
+
+def take_rows(buffer: NDArray[np.uint8], offsets: NDArray[np.int64], size: int) -> ByteRows:
+    """Copy rows of bytes out of a flat buffer.
+
+    :param buffer: One-dimensional, contiguous.
+    :param offsets: Where each row starts; the caller has checked that all rows lie inside.
+    :param size: Bytes a row.
+    :return: Shape (n, size).
+    """
+    if not len(offsets):
+        return np.empty((0, size), dtype=np.uint8)
+    # A view with one overlapping item of `size` bytes at every byte: taking items is then a memcpy
+    # each, several times faster than an index for every byte.
+    items = np.ndarray(
+        shape=(len(buffer) - size + 1,),
+        dtype=np.dtype((np.void, size)),
+        buffer=buffer.data,
+        strides=(1,),
+    )
+    return items[offsets].view(np.uint8).reshape(len(offsets), size)
+
+
+@dataclass(frozen=True)
+class AddressSpace:
+    """Where an object of the kernel's can lie at all.
+
+    Slab objects lie in the direct map of RAM. The ranges come from what describes the machine's
+    memory (the dump's segments, ``iomem_resource``), not from what a dump happens to contain, so
+    that a page which a filter left out is a hole and not a wild pointer.
+
+    :ivar ram: Shape (n, 2): half-open virtual ranges of the direct map that are backed by RAM,
+        sorted and disjoint.
+    :ivar page_size: Bytes.
+    """
+
+    ram: U64Column
+    page_size: int
+
+    def in_ram(self, addresses: U64Column) -> BoolColumn:
+        """Which addresses lie in RAM's direct map.
+
+        :param addresses: Any values at all.
+        """
+        if not len(self.ram):
+            return np.zeros(len(addresses), dtype=bool)
+        index = np.searchsorted(self.ram[:, 0], addresses, side="right") - 1
+        found = index >= 0
+        inside: BoolColumn = found & (addresses < self.ram[np.maximum(index, 0), 1])
+        return inside
+
+    def wild(self, addresses: U64Column, size: int = 1, alignment: int = WORD) -> BoolColumn:
+        """Which pointers cannot point to a kernel object in RAM.
+
+        NULL counts as wild: the caller knows where NULL is legal.
+
+        :param addresses: Any values at all.
+        :param size: Bytes of the object.
+        :param alignment: A power of two.
+        """
+        last = addresses + np.uint64(size - 1)
+        misaligned: BoolColumn = (addresses & np.uint64(alignment - 1)) != 0
+        return misaligned | (last < addresses) | ~self.in_ram(addresses) | ~self.in_ram(last)
+
+
+class Memory(Protocol):
+    """A target's memory, by kernel virtual address."""
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """Read the same number of bytes at each of many addresses.
+
+        Never raises for what it cannot read, and never reads the lower half of the address space.
+
+        :param addresses: Any values at all, repeated ones too.
+        :param size: Bytes at each.
+        :return: The bytes, shape (n, size), and which rows are there, shape (n,). Rows that are not
+            there are zero.
+        """
+        ...
+
+
+class OverlayMemory:
+    """Another memory with some words replaced, to look at a corruption without making one.
+
+    :param memory: What lies below.
+    :param words: New 64-bit values by address (multiples of 8).
+    """
+
+    def __init__(self, memory: Memory, words: dict[int, int]) -> None:
+        self._memory = memory
+        order = sorted(words)
+        self._addresses = np.array(order, dtype=np.uint64)
+        self._values = np.array([words[address] for address in order], dtype="<u8")
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """See :meth:`Memory.gather`."""
+        rows, present = self._memory.gather(addresses, size)
+        for address, value in zip(self._addresses, self._values, strict=True):
+            new = np.frombuffer(value.tobytes(), dtype=np.uint8)
+            shift = (address - addresses).view(np.int64)
+            for row in np.flatnonzero((shift > -WORD) & (shift < size) & present):
+                at = int(shift[row])
+                low, high = max(at, 0), min(at + WORD, size)
+                rows[row, low:high] = new[low - at : high - at]
+        return rows, present
+
+
+class RecordingMemory:
+    """Another memory, remembering which words were asked for and were there.
+
+    :param memory: What lies below.
+    """
+
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
+        self._ranges: list[U64Column] = []
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """See :meth:`Memory.gather`."""
+        rows, present = self._memory.gather(addresses, size)
+        start = np.unique(addresses[present])
+        low = start & np.uint64(-WORD % 2**64)
+        high = (start + np.uint64(size + WORD - 1)) & np.uint64(-WORD % 2**64)
+        self._ranges.append(merge_ranges(np.stack([low, high], axis=1)))
+        if len(self._ranges) > 64:
+            self._ranges = [self.ranges()]
+        return rows, present
+
+    def ranges(self) -> U64Column:
+        """What was read so far: shape (n, 2), half-open, in whole words, sorted, disjoint."""
+        if not self._ranges:
+            return np.empty((0, 2), dtype=np.uint64)
+        return merge_ranges(np.concatenate(self._ranges))
+
+
+class PagedMemory:
+    """A memory that can only be read piece by piece, behind a cache of whole pages.
+
+    :param read: Reads ``(address, size)``; raises :class:`LookupError` where there is nothing.
+    :param page_size: Bytes; the unit of the cache and of absence.
+    """
+
+    # Neighbouring pages are read in one call; a longer run costs hardly more than a short one.
+    _RUN_PAGES = 16
+
+    def __init__(self, read: Callable[[int, int], bytes], page_size: int) -> None:
+        self._read = read
+        self._page_size = page_size
+        self._pages = np.empty(0, dtype=np.uint64)
+        self._slots = np.empty(0, dtype=np.int64)
+        self._pool = np.zeros((0, page_size), dtype=np.uint8)
+        self._used = 0
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """See :meth:`Memory.gather`."""
+        rows = np.zeros((len(addresses), size), dtype=np.uint8)
+        present = (addresses >= np.uint64(KERNEL_HALF)) & (
+            addresses <= np.uint64(2**64 - 1 - size)
+        )
+        index = np.flatnonzero(present)
+        done = np.zeros(len(index), dtype=np.int64)
+        # A row that crosses into the next page is put together from pieces, a page a round.
+        while len(index):
+            at = addresses[index] + done.view(np.uint64)
+            page = at // np.uint64(self._page_size)
+            inside = (at % np.uint64(self._page_size)).astype(np.int64)
+            count = np.minimum(size - done, self._page_size - inside)
+            slot = self._slot(page)
+            there = slot >= 0
+            present[index[~there]] = False
+            flat = self._pool.reshape(-1)
+            for length in np.unique(count[there]):
+                of_length = there & (count == length)
+                start = slot[of_length] * self._page_size + inside[of_length]
+                piece = take_rows(flat, start, int(length))
+                if length == size:
+                    rows[index[of_length]] = piece
+                else:
+                    column = done[of_length][:, None] + np.arange(length)
+                    rows[index[of_length][:, None], column] = piece
+            done = done + count
+            more = there & (done < size)
+            index, done = index[more], done[more]
+        rows[~present] = 0
+        return rows, present
+
+    # The slot in the pool of each page (by page number), -1 where it cannot be read.
+    def _slot(self, pages: U64Column) -> NDArray[np.int64]:
+        wanted = np.unique(pages)
+        missing = wanted[~np.isin(wanted, self._pages, assume_unique=True)]
+        if len(missing):
+            self._load(missing)
+        return self._slots[np.searchsorted(self._pages, pages)]
+
+    def _load(self, pages: U64Column) -> None:
+        needed = self._used + len(pages)
+        if needed > len(self._pool):
+            grown = np.zeros((max(needed, 2 * len(self._pool), 64), self._page_size), np.uint8)
+            grown[: self._used] = self._pool[: self._used]
+            self._pool = grown
+        slots = np.full(len(pages), -1, dtype=np.int64)
+        breaks = np.flatnonzero(np.diff(pages) != 1) + 1
+        for run in np.split(np.arange(len(pages)), breaks):
+            for first in range(0, len(run), self._RUN_PAGES):
+                self._load_run(pages, slots, run[first : first + self._RUN_PAGES])
+        self._pages = np.concatenate([self._pages, pages])
+        self._slots = np.concatenate([self._slots, slots])
+        order = np.argsort(self._pages)
+        self._pages, self._slots = self._pages[order], self._slots[order]
+
+    def _load_run(self, pages: U64Column, slots: NDArray[np.int64], run: NDArray[np.intp]) -> None:
+        size = self._page_size
+        address = int(pages[run[0]]) * size
+        try:
+            data = self._read(address, len(run) * size)
+        except LookupError:
+            if len(run) > 1:
+                # One page of the run is missing: find out which.
+                half = len(run) // 2
+                self._load_run(pages, slots, run[:half])
+                self._load_run(pages, slots, run[half:])
+            return
+        block = np.frombuffer(data, dtype=np.uint8).reshape(len(run), size)
+        self._pool[self._used : self._used + len(run)] = block
+        slots[run] = np.arange(self._used, self._used + len(run))
+        self._used += len(run)
+
+
+class SegmentMemory:
+    """A memory that lies in one flat buffer: a mapped dump, or a snapshot.
+
+    :param buffer: The whole file, one-dimensional.
+    :param start: Virtual address of each segment, sorted; the segments are disjoint.
+    :param size: Bytes of each that the file has.
+    :param offset: Where each starts in the buffer.
+    :param captured: One bit per word of the buffer from ``captured_from`` on, if only some words of
+        the segments were captured; ``None`` if all were.
+    :param fallback: Answers for addresses in no segment; ``None``: they are absent.
+    """
+
+    def __init__(
+        self,
+        buffer: NDArray[np.uint8],
+        start: U64Column,
+        size: U64Column,
+        offset: U64Column,
+        *,
+        captured: BoolColumn | None = None,
+        captured_from: int = 0,
+        fallback: Memory | None = None,
+    ) -> None:
+        self._buffer = buffer
+        self._start = start
+        self._end = start + size
+        self._shift = (offset - start).view(np.int64)
+        self._captured_from = captured_from
+        self._captured_before: NDArray[np.uint32] | None = None
+        if captured is not None:
+            self._captured_before = np.zeros(len(captured) + 1, dtype=np.uint32)
+            np.cumsum(captured, dtype=np.uint32, out=self._captured_before[1:])
+        self._fallback = fallback
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """See :meth:`Memory.gather`."""
+        if not len(self._start) or size > len(self._buffer):
+            present = np.zeros(len(addresses), dtype=bool)
+            offsets = np.zeros(len(addresses), dtype=np.int64)
+        else:
+            index = np.searchsorted(self._start, addresses, side="right") - 1
+            present = index >= 0
+            index = np.maximum(index, 0)
+            last = addresses + np.uint64(size)
+            present &= (last <= self._end[index]) & (last > addresses)
+            present &= addresses >= np.uint64(KERNEL_HALF)
+            offsets = addresses.view(np.int64) + self._shift[index]
+        if self._captured_before is not None:
+            self._drop_uncaptured(offsets, present, size)
+        if present.all():
+            return take_rows(self._buffer, offsets, size), present
+        rows = np.zeros((len(addresses), size), dtype=np.uint8)
+        rows[present] = take_rows(self._buffer, offsets[present], size)
+        if self._fallback is not None:
+            rest = np.flatnonzero(~present)
+            rows[rest], present[rest] = self._fallback.gather(addresses[rest], size)
+        return rows, present
+
+    # Clears `present` where a row holds a word that was not captured.
+    def _drop_uncaptured(
+        self, offsets: NDArray[np.int64], present: BoolColumn, size: int
+    ) -> None:
+        before = self._captured_before
+        assert before is not None
+        inside = offsets[present] - self._captured_from
+        first = inside // WORD
+        last = (inside + size + WORD - 1) // WORD
+        words = last - first
+        ok = (first >= 0) & (last < len(before))
+        first, last = np.where(ok, first, 0), np.where(ok, last, 0)
+        present[present] = ok & (before[last] - before[first] == words)
