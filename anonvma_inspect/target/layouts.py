@@ -7,8 +7,18 @@ field that the kernel does not have: the answer is None, since which fields exis
 told from another.
 """
 
-__all__ = ("BIT_FIELD_KINDS", "KINDS", "DwarfLayouts", "Field", "Layouts", "bit_field_storage")
+__all__ = (
+    "BIT_FIELD_KINDS",
+    "KINDS",
+    "DwarfLayouts",
+    "Field",
+    "Layouts",
+    "bit_field_storage",
+    "canonical_name",
+)
 
+import math
+import re
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +45,7 @@ class Field:
     #: One of :data:`KINDS`, behind typedefs and qualifiers.
     kind: str
     #: The type as C writes it, typedef names kept: ``struct anon_vma *``, ``unsigned long [16]``,
-    #: ``int (*)(struct file *)``, ``struct <anonymous>``. A flexible array is spelled ``[0]``.
+    #: ``int (*)(struct file *)``, ``struct <anonymous>``. See :func:`canonical_name`.
     type_name: str
     #: Whether the value is signed: of an integer, an enum or, for an array, its elements.
     signed: bool = False
@@ -43,7 +53,8 @@ class Field:
     bit_offset: int | None = None
     #: Bits, None if not a bit-field.
     bit_size: int | None = None
-    #: Elements of an array (0 of a flexible one), None if not an array.
+    #: Elements of an array (0 of a flexible one; of one of several dimensions, all of them), None
+    #: if not an array.
     length: int | None = None
     #: Bytes of an array's element, None if not an array.
     element_size: int | None = None
@@ -87,23 +98,37 @@ class Layouts(Protocol):
         """Value of an enumeration constant, of a named or an anonymous enum; None if unknown."""
 
 
-def bit_field_storage(position: int, bits: int, unit: int) -> tuple[int, int, int]:
+def bit_field_storage(position: int, bits: int, unit: int, end: int) -> tuple[int, int, int]:
     """Choose the bytes to read for a bit-field.
 
     C's own storage unit, an aligned object of the declared type, is what a reader of one field of
     many objects wants (its size is that of an integer). In a packed struct a bit-field may straddle
-    two units: then the fewest bytes that hold it.
+    two units, or its unit may reach behind the struct: then the fewest bytes that hold it.
 
     :param position: Bits from the start of the struct.
     :param bits: Bits of the bit-field.
     :param unit: Bytes of its declared type.
+    :param end: Bytes of the struct.
     :return: Offset of the storage in bytes, its size in bytes, bits from its least significant bit.
     """
     offset = position // (8 * unit) * unit
-    if position + bits <= 8 * (offset + unit):
+    if position + bits <= 8 * (offset + unit) and offset + unit <= end:
         return offset, unit, position - 8 * offset
     offset = position // 8
     return offset, (position % 8 + bits + 7) // 8, position % 8
+
+
+def canonical_name(type_name: str) -> str:
+    """Leave out of a type's name what BTF does not keep.
+
+    ``pahole``, which makes a kernel's BTF from its DWARF, writes a flexible array as one of no
+    elements, and one of several dimensions as one of a single dimension.
+    """
+
+    def join(dimensions: re.Match[str]) -> str:
+        return f"[{math.prod(int(number or 0) for number in dimensions[0][1:-1].split(']['))}]"
+
+    return re.sub(r"(\[\d*\])+", join, type_name)
 
 
 _KIND_OF = {
@@ -143,6 +168,7 @@ class DwarfLayouts:
     def field(self, name: str, path: str) -> Field | None:
         """See :meth:`Layouts.field`."""
         type_ = self._find(name)
+        end = 0 if type_ is None else _size(type_) or 0
         position = 0
         bits = None
         for part in path.split("."):
@@ -156,7 +182,7 @@ class DwarfLayouts:
             type_ = member.type
             bits = member.bit_field_size
         assert type_ is not None
-        return _make_field(type_, position, bits)
+        return _make_field(type_, position, bits, end)
 
     def enumerator(self, name: str) -> int | None:
         """See :meth:`Layouts.enumerator`."""
@@ -198,7 +224,9 @@ def _size(type_: drgn.Type) -> int | None:
         # drgn has no size for a flexible array; to C it adds no bytes.
         element = _size(type_.type)
         return None if element is None else (type_.length or 0) * element
-    return None if type_.kind in (TypeKind.VOID, TypeKind.FUNCTION) else type_.size
+    if type_.kind in (TypeKind.VOID, TypeKind.FUNCTION) or not type_.is_complete():
+        return None
+    return int(drgn.sizeof(type_))
 
 
 def _is_signed(type_: drgn.Type) -> bool:
@@ -210,27 +238,29 @@ def _is_signed(type_: drgn.Type) -> bool:
     return type_.kind == TypeKind.INT and bool(type_.is_signed)
 
 
-def _make_field(type_: drgn.Type, position: int, bits: int | None) -> Field | None:
+def _make_field(type_: drgn.Type, position: int, bits: int | None, end: int) -> Field | None:
     real = _strip(type_)
     size = _size(real)
     if size is None:
         return None
     kind = _KIND_OF[real.kind]
-    # DWARF tells [] from [0]; BTF does not, and neither do the bytes in memory.
-    type_name = type_.type_name().replace("[]", "[0]")
+    type_name = canonical_name(type_.type_name())
     signed = _is_signed(real)
     if bits is not None:
-        offset, storage, bit_offset = bit_field_storage(position, bits, size)
+        offset, storage, bit_offset = bit_field_storage(position, bits, size, end)
         return Field(offset, storage, kind, type_name, signed, bit_offset, bits)
     if real.kind != TypeKind.ARRAY:
         return Field(position // 8, size, kind, type_name, signed)
+    length, element = real.length or 0, real.type
+    while element.kind == TypeKind.ARRAY:
+        length, element = length * (element.length or 0), element.type
     return Field(
         position // 8,
         size,
         kind,
         type_name,
         signed,
-        length=real.length or 0,
-        element_size=_size(real.type),
-        element_kind=_KIND_OF[_strip(real.type).kind],
+        length=length,
+        element_size=_size(element),
+        element_kind=_KIND_OF[_strip(element).kind],
     )
