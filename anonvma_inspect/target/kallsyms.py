@@ -56,6 +56,7 @@ class Kallsyms:
         self._names = np.frombuffer(data, np.uint8)
         self._first, self._ends = _find_names(data, count)
         self._tokens = self._read_tokens(token_table)
+        self._sums = self._sum_names()
         self._addresses = self._read_addresses(count)
 
     def __len__(self) -> int:
@@ -159,20 +160,22 @@ class Kallsyms:
                 return addresses
         raise _damaged("its addresses are not those in VMCOREINFO")
 
+    # Sum of the weights of each name's characters.
+    def _sum_names(self) -> NDArray[np.uint32]:
+        weights = np.array([_weigh(token) for token in self._tokens], np.uint32)[self._names]
+        # From the start of each name to its end, and from there to the next one's (not wanted).
+        bounds = np.stack((self._first, self._ends), axis=1).ravel()
+        sums = np.add.reduceat(np.append(weights, np.uint32(0)), bounds, dtype=np.uint32)[::2]
+        # The first character is no part of the name: it is the symbol's type.
+        types = np.array([_weigh(token[:1]) for token in self._tokens], np.uint32)
+        return sums - types[self._names[self._first]]
+
     # Row of each name, of those that exist.
     def _find(self, names: Iterable[str]) -> dict[str, int]:
         wanted = {name.encode(errors="replace"): name for name in names}
-        token_sums = np.array([_weigh(token) for token in self._tokens], np.uint32)
-        first_weights = np.array([_weigh(token[:1]) for token in self._tokens], np.uint32)
-        # From the start of each name to its end, and from there to the next one's (not wanted).
-        bounds = np.stack((self._first, self._ends), axis=1).ravel()
-        weights = np.append(token_sums[self._names], np.uint32(0))
-        sums = np.add.reduceat(weights, bounds, dtype=np.uint32)[::2]
-        # The first character is the symbol's type.
-        sums -= first_weights[self._names[self._first]]
         sought = np.array([_weigh(name) for name in wanted], np.uint32)
         found: dict[str, int] = {}
-        for row in np.flatnonzero(np.isin(sums, sought)).tolist():
+        for row in np.flatnonzero(np.isin(self._sums, sought)).tolist():
             name = wanted.get(self._encoded_name(row))
             if name is not None:
                 found.setdefault(name, row)
