@@ -1,0 +1,157 @@
+"""Reading objects of the target, with a memory for what was missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.kernel.era import Record
+from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
+from anonvma_inspect.target.target import Target
+
+__all__ = ("ObjectStore", "Progress", "Reader")
+
+Progress = Callable[[str, int], None]
+
+
+class Reader:
+    """Reads records of a target, and keeps account of holes and of broken structures.
+
+    :param progress: Called with what is being read and how many of it so far.
+    """
+
+    def __init__(self, target: Target, progress: Progress | None = None) -> None:
+        self.memory = target.memory
+        self.space = target.space
+        self._progress = progress
+        self._holes: list[tuple[U64Column, int, str]] = []
+        self._broken: list[tuple[int, int, str, int, str]] = []
+
+    def progress(self, what: str, count: int) -> None:
+        """Tell whoever waits."""
+        if self._progress is not None:
+            self._progress(what, count)
+
+    def rows(self, record: Record, addresses: U64Column) -> tuple[ByteRows, BoolColumn]:
+        """Read whole objects; one that should be there and is not is noted as a hole.
+
+        :param addresses: Pointers that are not wild.
+        :return: Shape (n, record.size), and which are there.
+        """
+        rows, present = self.memory.gather(addresses, record.size)
+        self.hole(addresses[~present], record.size, record.struct)
+        return rows, present
+
+    def words(
+        self, record: Record, addresses: U64Column, name: str
+    ) -> tuple[NDArray[np.uint64], BoolColumn]:
+        """Read one field of many objects.
+
+        :return: The values, 0 where not there, and which are there.
+        """
+        field = record.fields[name]
+        at = addresses + np.uint64(field.offset)
+        rows, present = self.memory.gather(at, field.size)
+        self.hole(at[~present], field.size, record.struct)
+        return record.column(rows, name, field.offset), present
+
+    def hole(self, addresses: U64Column, size: int, needed_for: str) -> None:
+        """Note that the target lacks something."""
+        if len(addresses):
+            self._holes.append((addresses, size, needed_for))
+
+    def broken(self, mm: int, address: int, type_: str, value: int, problem: str) -> None:
+        """Note a word that cannot be right; see :class:`anonvma_inspect.tables.Broken`."""
+        self._broken.append((mm, address, type_, value, problem))
+
+    def holes(self) -> Holes:
+        """All holes, sorted, each once."""
+        address = np.concatenate([hole[0] for hole in self._holes] or [np.empty(0, np.uint64)])
+        size = np.repeat(
+            np.array([hole[1] for hole in self._holes], dtype=np.int64),
+            [len(hole[0]) for hole in self._holes],
+        )
+        needed_for = np.repeat(
+            np.array([hole[2] for hole in self._holes], dtype=np.str_),
+            [len(hole[0]) for hole in self._holes],
+        )
+        order = np.lexsort((needed_for, size, address))
+        address, size, needed_for = address[order], size[order], needed_for[order]
+        new = np.ones(len(address), dtype=bool)
+        new[1:] = (
+            (address[1:] != address[:-1])
+            | (size[1:] != size[:-1])
+            | (needed_for[1:] != needed_for[:-1])
+        )
+        return Holes(address[new], size[new], needed_for[new])
+
+    def broken_words(self) -> Broken:
+        """All broken words, sorted, each once."""
+        rows = sorted(set(self._broken))
+        return Broken(
+            mm=np.array([row[0] for row in rows], dtype=np.int64),
+            address=np.array([row[1] for row in rows], dtype=np.uint64),
+            type=np.array([row[2] for row in rows], dtype=np.str_),
+            value=np.array([row[3] for row in rows], dtype=np.uint64),
+            problem=np.array([row[4] for row in rows], dtype=np.str_),
+        )
+
+
+class ObjectStore:
+    """Objects of one kind, each read once, numbered in the order in which they were met.
+
+    :param record: Layout of the struct.
+    """
+
+    def __init__(self, record: Record) -> None:
+        self.record = record
+        self.address: U64Column = np.empty(0, dtype=np.uint64)
+        self.rows: ByteRows = np.empty((0, record.size), dtype=np.uint8)
+        self._sorted: U64Column = self.address
+        self._order: RowColumn = np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.address)
+
+    def find(self, addresses: U64Column) -> RowColumn:
+        """Numbers of the objects at these addresses, NO_ROW for those not in the store."""
+        if not len(self._sorted):
+            return np.full(len(addresses), NO_ROW, dtype=np.int64)
+        index = np.searchsorted(self._sorted, addresses)
+        index = np.minimum(index, len(self._sorted) - 1)
+        return np.where(self._sorted[index] == addresses, self._order[index], NO_ROW)
+
+    def missing(self, addresses: U64Column) -> U64Column:
+        """Those of the addresses that are not in the store, sorted, each once."""
+        unique = np.unique(addresses)
+        return unique[self.find(unique) == NO_ROW]
+
+    def add(self, addresses: U64Column, rows: ByteRows) -> None:
+        """Add objects that are not in the store yet.
+
+        :param addresses: Each once.
+        """
+        self.address = np.concatenate([self.address, addresses])
+        self.rows = np.concatenate([self.rows, rows]) if len(self.rows) else rows
+        self._order = np.argsort(self.address, kind="stable")
+        self._sorted = self.address[self._order]
+
+    def column(self, name: str, first: int = 0) -> U64Column:
+        """A field of the objects from number ``first`` on."""
+        return self.record.column(self.rows[first:], name)
+
+    def signed(self, name: str) -> NDArray[np.int64]:
+        """A field of all objects, as a signed number."""
+        return self.record.signed(self.rows, name)
+
+    def ranks(self) -> tuple[RowColumn, RowColumn]:
+        """How the objects lie by address.
+
+        :return: Numbers in order of address, and for each number its place in that order.
+        """
+        place = np.empty(len(self), dtype=np.int64)
+        place[self._order] = np.arange(len(self))
+        return self._order, place

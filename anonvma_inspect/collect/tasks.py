@@ -1,0 +1,163 @@
+"""All threads and the mms that they have.
+
+Follows ``for_each_process_thread()``, ``include/linux/sched/signal.h``, v6.12: leaders hang on
+``init_task.tasks``, the threads of each on ``signal->thread_head``. A leader can be dead while its
+threads run on, so every thread is asked for its mm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.tables import NO_ROW
+from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.target.target import Target
+
+__all__ = ("Threads", "read_threads")
+
+# include/linux/sched.h: a kernel thread. One can borrow a process's mm for a while.
+_PF_KTHREAD = 0x00200000
+# The largest pid_max there can be (include/linux/threads.h): no list of tasks is longer.
+_PID_MAX_LIMIT = 4 << 20
+
+
+@dataclass(frozen=True)
+class Threads:
+    """Threads that have an mm, as columns, by address of the ``task_struct``.
+
+    :ivar tgid_known: Every thread group of the target, those without an mm too.
+    """
+
+    address: U64Column
+    pid: NDArray[np.int64]
+    tgid: NDArray[np.int64]
+    comm: NDArray[np.bytes_]
+    mm: U64Column
+    pid_known: NDArray[np.int64]
+
+
+def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
+    """Read all threads.
+
+    :raises TargetError: if not even the first entry of the task list can be read.
+    """
+    leaders = _leaders(reader, era, target)
+    tasks = np.unique(np.concatenate([leaders, _threads(reader, era, leaders)]))
+    reader.progress("tasks", len(tasks))
+    pid, present = reader.words(era.task, tasks, "pid")
+    tasks, pid = tasks[present], pid[present]
+    mm, _ = reader.words(era.task, tasks, "mm")
+    flags, _ = reader.words(era.task, tasks, "flags")
+    has_mm = (mm != 0) & ((flags & np.uint64(_PF_KTHREAD)) == 0)
+    wild = has_mm & reader.space.wild(mm, era.mm.size)
+    for index in np.flatnonzero(wild):
+        reader.broken(NO_ROW, int(tasks[index]), "task_struct", int(mm[index]), "mm is wild")
+    kept = has_mm & ~wild
+    tgid, _ = reader.words(era.task, tasks[kept], "tgid")
+    comm_field = era.task.fields["comm"]
+    comm, _ = reader.memory.gather(tasks[kept] + np.uint64(comm_field.offset), comm_field.size)
+    return Threads(
+        address=tasks[kept],
+        pid=pid[kept].astype(np.int64),
+        tgid=tgid.astype(np.int64),
+        comm=_until_nul(comm),
+        mm=mm[kept],
+        pid_known=pid.astype(np.int64),
+    )
+
+
+# numpy drops NULs at the end of fixed-width text only; what follows the first one is garbage.
+def _until_nul(text: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    behind = np.cumsum(text == 0, axis=1) > 0
+    clean = np.where(behind, np.uint8(0), text)
+    width = max(text.shape[1], 1)
+    return np.ascontiguousarray(clean).view(f"S{width}").reshape(len(text))
+
+
+# The leaders of all thread groups but the idle task's. A list that breaks off is followed from its
+# other end as well.
+def _leaders(reader: Reader, era: Era, target: Target) -> U64Column:
+    offset = np.uint64(era.task.offset("tasks_next"))
+    head = np.uint64(target.symbol("init_task")) + offset
+    found: dict[int, None] = {}
+    for direction in ("tasks_next", "tasks_prev"):
+        whole = _follow(reader, era, head, offset, direction, found)
+        if whole:
+            break
+        if not found:
+            raise TargetError(
+                f"{target.path}: the list of tasks cannot be read: nothing is known of any process"
+                " (is the file truncated, or its slab pages filtered out?)"
+            )
+    return np.array(list(found), dtype=np.uint64)
+
+
+def _follow(
+    reader: Reader,
+    era: Era,
+    head: np.uint64,
+    offset: np.uint64,
+    direction: str,
+    found: dict[int, None],
+) -> bool:
+    task = np.array([head - offset], dtype=np.uint64)
+    seen: set[int] = set()
+    while len(seen) <= _PID_MAX_LIMIT:
+        node, present = reader.words(era.task, task, direction)
+        if not present[0]:
+            return False
+        if node[0] == head:
+            return True
+        address = int(node[0] - offset)
+        if address in seen or reader.space.wild(node)[0]:
+            problem = "the task list loops" if address in seen else f"{direction} is wild"
+            reader.broken(NO_ROW, int(task[0]), "task_struct", int(node[0]), problem)
+            return False
+        seen.add(address)
+        found[address] = None
+        task[0] = node[0] - offset
+    return False
+
+
+# The threads of all groups, a step along each group's list a round.
+def _threads(reader: Reader, era: Era, leaders: U64Column) -> U64Column:
+    signal, present = reader.words(era.task, leaders, "signal")
+    sound = present & ~reader.space.wild(signal, era.signal.size)
+    signal = signal[sound]
+    head = signal + np.uint64(era.signal.offset("thread_head_next"))
+    node, present = reader.words(era.signal, signal, "thread_head_next")
+    offset = np.uint64(era.task.offset("thread_node_next"))
+    met: list[U64Column] = []
+    total = 0
+    head, node = head[present], node[present]
+    mark = node.copy()
+    step = 0
+    while len(node) and total <= _PID_MAX_LIMIT:
+        on = (node != head) & ~reader.space.wild(node)
+        for index in np.flatnonzero((node != head) & ~on):
+            reader.broken(
+                NO_ROW, int(head[index]), "signal_struct", int(node[index]), "a thread is wild"
+            )
+        head, node, mark = head[on], node[on], mark[on]
+        tasks = node - offset
+        met.append(tasks)
+        total += len(tasks)
+        node, present = reader.words(era.task, tasks, "thread_node_next")
+        head, node, mark = head[present], node[present], mark[present]
+        # Brent's: a list that comes back to the mark without passing its head loops.
+        loops = node == mark
+        for index in np.flatnonzero(loops & (node != head)):
+            reader.broken(
+                NO_ROW, int(head[index]), "signal_struct", int(node[index]), "its threads loop"
+            )
+        head, node, mark = head[~loops], node[~loops], mark[~loops]
+        step += 1
+        if step & (step - 1) == 0:
+            mark = node.copy()
+    return np.concatenate(met) if met else np.empty(0, dtype=np.uint64)

@@ -1,0 +1,269 @@
+"""Dumps of a kernel: ELF vmcores and kdump files, by way of drgn.
+
+drgn translates addresses and reads every format; for an ELF dump the direct map, where all slab
+objects lie, is read from the mapped file by arithmetic.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+
+import drgn
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.target.btf import Btf, BtfLayouts
+from anonvma_inspect.target.elf import ElfCore
+from anonvma_inspect.target.files import TargetOptions, map_file
+from anonvma_inspect.target.kallsyms import ANCHORS, Kallsyms, parse_system_map, relocate
+from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
+from anonvma_inspect.target.memory import (
+    AddressSpace,
+    Memory,
+    PagedMemory,
+    SegmentMemory,
+    U64Column,
+    merge_ranges,
+)
+from anonvma_inspect.target.ram import direct_map_shift, system_ram
+from anonvma_inspect.target.target import Target
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
+
+__all__ = ("open_dump",)
+
+#: Every symbol that anything here looks up, so that it is done once.
+SYMBOLS = (
+    "__start_BTF",
+    "__stop_BTF",
+    "init_mm",
+    "init_task",
+    "iomem_resource",
+    "page_offset_base",
+    "vmemmap_base",
+)
+_MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
+_MAX_BTF = 1 << 28
+
+
+def open_dump(
+    path: str, core: ElfCore | None, data: NDArray[np.uint8], options: TargetOptions
+) -> Target:
+    """Open a dump of a kernel.
+
+    :param core: The headers of an ELF dump; ``None`` for a kdump.
+    :param data: The whole file, mapped.
+    :raises TargetError: if it cannot be understood.
+    """
+    given = None if options.vmcoreinfo is None else map_file(options.vmcoreinfo).tobytes()
+    prog = _program(path, core, given)
+    vmcoreinfo = given if given is not None else _vmcoreinfo(prog, core)
+    facts = parse_vmcoreinfo(vmcoreinfo, options.vmcoreinfo or path)
+    assert prog.platform is not None
+    machine = _MACHINES.get(prog.platform.arch)
+    if machine is None:
+        raise TargetError(
+            f"{path}: a dump of {prog.platform.arch.name}; the architectures understood are "
+            "x86_64 and aarch64"
+        )
+    page_size = int(facts["PAGESIZE"])
+    paged = PagedMemory(lambda address, size: _read(prog, address, size), page_size)
+    cut = "" if core is None or core.complete else " (the file is truncated: copy it again)"
+    if options.symbols is not None:
+        _load_debug_info(prog, options.symbols, path, facts)
+    symbols = _symbols(prog, facts, options, path, cut)
+
+    def load_btf() -> Btf:
+        return _btf(prog, symbols, options.btf, path, cut)
+
+    layouts: Layouts
+    layouts = DwarfLayouts(prog) if options.symbols is not None else BtfLayouts(load_btf())
+    base = None
+    if "page_offset_base" in symbols:
+        base = int.from_bytes(_must_read(prog, symbols["page_offset_base"], 8, path, cut), "little")
+    shift = direct_map_shift(machine, facts, base)
+    if core is not None:
+        ram = _shifted(core.load.paddr, core.load.memsz, shift)
+        memory: Memory = _direct_map_memory(core, data, shift, paged)
+    else:
+        memory = paged
+        ram = np.empty((0, 2), dtype=np.uint64)
+        if "iomem_resource" in symbols:
+            physical = system_ram(paged, layouts, symbols["iomem_resource"])
+            ram = _shifted(physical[:, 0], physical[:, 1] - physical[:, 0], shift)
+    target = Target(
+        kind="kdump" if core is None else "elf-core",
+        release=facts["OSRELEASE"],
+        architecture=machine,
+        page_size=page_size,
+        path=path,
+        live=False,
+        memory=memory,
+        space=AddressSpace(ram, page_size),
+        layouts=layouts,
+        symbols=symbols,
+        vmcoreinfo=vmcoreinfo,
+        load_btf=load_btf,
+    )
+    _check_direct_map(target, paged, cut)
+    return target
+
+
+def _program(path: str, core: ElfCore | None, vmcoreinfo: bytes | None) -> drgn.Program:
+    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+    try:
+        prog.set_core_dump(path)
+    except (ValueError, OSError, LookupError, drgn.FaultError) as error:
+        raise TargetError(f"{path}: drgn cannot open it: {error}") from None
+    if drgn.ProgramFlags.IS_LINUX_KERNEL in prog.flags:
+        return prog
+    if core is not None and any(note.name == b"QEMU" for note in core.notes):
+        raise TargetError(
+            f"{path}: a dump by QEMU without VMCOREINFO: take it again from a guest that has "
+            "-device vmcoreinfo and the qemu_fw_cfg module, or give the VMCOREINFO with "
+            "--vmcoreinfo"
+        )
+    if core is not None and any(note.name == b"CORE" for note in core.notes):
+        raise TargetError(f"{path}: a core dump of a user process, not of a kernel")
+    raise TargetError(
+        f"{path}: no dump of a Linux kernel: there is no VMCOREINFO in it (--vmcoreinfo gives one)"
+    )
+
+
+def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
+    if core is not None:
+        for note in core.notes:
+            if note.name == b"VMCOREINFO":
+                return note.desc
+    return prog["VMCOREINFO"].string_()
+
+
+def _read(prog: drgn.Program, address: int, size: int) -> bytes:
+    try:
+        return prog.read(address, size)
+    except (drgn.FaultError, OSError, ValueError) as error:
+        # What libkdumpfile and a cut file raise differs; for a reader it is all one.
+        raise LookupError(str(error)) from None
+
+
+def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str) -> bytes:
+    try:
+        return _read(prog, address, size)
+    except LookupError:
+        raise TargetError(
+            f"{path}: the kernel's own data at {address:#x} are not in the dump{cut}"
+        ) from None
+
+
+def _load_debug_info(
+    prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]
+) -> None:
+    map_file(vmlinux)
+    # Whether it worked shows in what is known afterwards.
+    with contextlib.suppress(drgn.MissingDebugInfoError, ValueError, OSError, LookupError):
+        prog.load_debug_info([vmlinux])
+    try:
+        prog.type("struct vm_area_struct")
+    except LookupError:
+        build_id = facts.get("BUILD-ID", "unknown")
+        raise TargetError(
+            f"{vmlinux}: not the vmlinux of this dump, or without debugging information; needed "
+            f"is that of {facts['OSRELEASE']}, build id {build_id}"
+        ) from None
+
+
+def _symbols(
+    prog: drgn.Program,
+    facts: Mapping[str, str],
+    options: TargetOptions,
+    path: str,
+    cut: str,
+) -> dict[str, int]:
+    found: dict[str, int] = {}
+    if options.system_map is not None:
+        text = map_file(options.system_map).tobytes()
+        found = relocate(
+            parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts
+        )
+    elif options.symbols is not None:
+        for name in SYMBOLS:
+            with contextlib.suppress(LookupError):
+                found[name] = prog.symbol(name).address
+    elif "SYMBOL(kallsyms_names)" in facts:
+        found = Kallsyms(
+            lambda address, size: _must_read(prog, address, size, path, cut), facts
+        ).lookup(SYMBOLS)
+    if "init_task" not in found:
+        raise TargetError(
+            f"{path}: the address of init_task is not known: this kernel "
+            f"({facts['OSRELEASE']}) does not tell it in VMCOREINFO or kallsyms; give its symbols "
+            "with --system-map (a copy of /proc/kallsyms) or -s (a vmlinux with debugging "
+            "information)"
+        )
+    return found
+
+
+def _btf(
+    prog: drgn.Program, symbols: Mapping[str, int], file: str | None, path: str, cut: str
+) -> Btf:
+    if file is not None:
+        return Btf(map_file(file), file)
+    start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
+    if start is None or stop is None or not 0 < stop - start <= _MAX_BTF:
+        raise TargetError(
+            f"{path}: this kernel brings no BTF (CONFIG_DEBUG_INFO_BTF): give its types with -s "
+            "(a vmlinux with debugging information) or --btf (a file of raw BTF)"
+        )
+    return Btf(_must_read(prog, start, stop - start, path, cut), f"the BTF in {path}")
+
+
+def _shifted(start: U64Column, size: U64Column, shift: int) -> U64Column:
+    start = start + np.uint64(shift)
+    return merge_ranges(np.stack([start, start + size], axis=1))
+
+
+# The direct map, by arithmetic over the file's segments. What is not in it (the kernel's image,
+# vmemmap, vmalloc) goes the slow way.
+def _direct_map_memory(
+    core: ElfCore, data: NDArray[np.uint8], shift: int, paged: Memory
+) -> SegmentMemory:
+    load = core.load
+    length = np.uint64(len(data))
+    end = np.minimum(load.offset + load.filesz, length)
+    size = np.where(end > load.offset, end - load.offset, np.uint64(0))
+    start = load.paddr + np.uint64(shift)
+    order = np.lexsort((np.uint64(2**64 - 1) - size, start))
+    start, size, offset = start[order], size[order], load.offset[order]
+    # Segments can overlap (that of the kernel's image lies in RAM as well): each keeps what those
+    # before it do not have.
+    reach = np.maximum.accumulate(np.append(np.uint64(0), (start + size)[:-1]))
+    cut = np.minimum(np.where(reach > start, reach - start, np.uint64(0)), size)
+    start, size, offset = start + cut, size - cut, offset + cut
+    kept = size > 0
+    return SegmentMemory(data, start[kept], size[kept], offset[kept], fallback=paged)
+
+
+# The direct map was found by arithmetic; one word read through it must be what the kernel's own
+# page tables give.
+def _check_direct_map(target: Target, paged: Memory, cut: str) -> None:
+    tasks = target.layouts.field("task_struct", "tasks.next")
+    if tasks is None:
+        return  # the era's answer will say so
+    init_task = np.array([target.symbol("init_task") + tasks.offset], dtype=np.uint64)
+    rows, present = paged.gather(init_task, 8)
+    if not present[0]:
+        reason = cut or ": the symbols may be of another kernel"
+        raise TargetError(f"{target.path}: init_task cannot be read{reason}")
+    first = rows.view("<u8").reshape(1).astype(np.uint64)
+    if first[0] == init_task[0]:
+        return  # no task but init_task
+    slow, slow_present = paged.gather(first, 8)
+    fast, fast_present = target.memory.gather(first, 8)
+    if target.space.wild(first)[0] or (
+        slow_present[0] and not (fast_present[0] and np.array_equal(slow, fast))
+    ):
+        raise TargetError(
+            f"{target.path}: the first task is at {int(first[0]):#x}, outside RAM as far as known: "
+            "the symbols or the VMCOREINFO are of another kernel, or the dump is damaged"
+        )

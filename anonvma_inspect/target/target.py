@@ -1,0 +1,62 @@
+"""The target as the layers above see it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.target.btf import Btf
+from anonvma_inspect.target.layouts import Layouts
+from anonvma_inspect.target.memory import AddressSpace, Memory
+
+__all__ = ("Target",)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kernel's memory, with what is needed to understand it.
+
+    :ivar kind: ``elf-core``, ``kdump`` or ``snapshot``.
+    :ivar release: ``uname -r``.
+    :ivar architecture: ``uname -m``.
+    :ivar page_size: Bytes.
+    :ivar path: The file.
+    :ivar live: Whether it runs on while it is read.
+    :ivar symbols: Addresses of those symbols of :data:`SYMBOLS` that were found.
+    :ivar vmcoreinfo: The bytes of VMCOREINFO.
+    :ivar walks: The names of the walks that a snapshot serves; ``None``: all.
+    """
+
+    kind: str
+    release: str
+    architecture: str
+    page_size: int
+    path: str
+    live: bool
+    memory: Memory
+    space: AddressSpace
+    layouts: Layouts
+    symbols: Mapping[str, int]
+    vmcoreinfo: bytes
+    load_btf: Callable[[], Btf]
+    walks: frozenset[str] | None = None
+
+    @property
+    def layouts_source(self) -> str:
+        """Where layouts come from: ``btf`` or ``dwarf``."""
+        return self.layouts.source
+
+    def symbol(self, name: str) -> int:
+        """Address of a symbol.
+
+        :raises TargetError: if it was not found.
+        """
+        try:
+            return self.symbols[name]
+        except KeyError:
+            raise TargetError(
+                f"the symbol {name} was not found in {self.path}; give the kernel's symbols with "
+                "--system-map (a copy of /proc/kallsyms or System.map) or -s (a vmlinux with "
+                "debugging information)"
+            ) from None

@@ -1,0 +1,28 @@
+"""VMCOREINFO: what a kernel tells about itself to whoever reads its dump.
+
+Follows ``Documentation/admin-guide/kdump/vmcoreinfo.rst`` and ``kernel/vmcore_info.c``, v6.12.
+"""
+
+from __future__ import annotations
+
+from anonvma_inspect.errors import TargetError
+
+__all__ = ("parse_vmcoreinfo",)
+
+_MAX_BYTES = 1 << 20
+
+
+def parse_vmcoreinfo(text: bytes, path: str) -> dict[str, str]:
+    """Split VMCOREINFO into its ``KEY=value`` lines.
+
+    :param path: Where it comes from, for messages.
+    :raises TargetError: if it is no VMCOREINFO.
+    """
+    lines = text[:_MAX_BYTES].rstrip(b"\0").decode("ascii", "replace").splitlines()
+    values = dict(line.partition("=")[::2] for line in lines if "=" in line)
+    missing = [key for key in ("OSRELEASE", "PAGESIZE") if key not in values]
+    if missing:
+        raise TargetError(f"{path}: no VMCOREINFO of a kernel: {' and '.join(missing)} not in it")
+    if values["PAGESIZE"] not in {str(1 << shift) for shift in range(12, 17)}:
+        raise TargetError(f"{path}: VMCOREINFO is damaged: PAGESIZE={values['PAGESIZE']!r}")
+    return values
