@@ -13,6 +13,10 @@ from anonvma_inspect.target.memory import ByteRows, U64Column
 
 __all__ = ("ChainWalk", "walk_chains")
 
+# A step of all lists: which VMA's, the entry (address of its same_vma), the one before it, and the
+# mark of the cycle finding.
+_FRONT = np.dtype([("vma", "i8"), ("node", "u8"), ("origin", "u8"), ("mark", "u8")])
+
 
 @dataclass(frozen=True)
 class ChainWalk:
@@ -50,39 +54,36 @@ def walk_chains(reader: Reader, era: Era, vma: U64Column, first: U64Column) -> C
     end = np.full(len(vma), ChainEnd.CLOSED, dtype=np.uint8)
     length = np.zeros(len(vma), dtype=np.int64)
     met: list[tuple[RowColumn, int, U64Column, ByteRows]] = []
-    index = np.flatnonzero(first != head)
-    node, origin = first[index], head[index]
-    mark = node.copy()
+    listed = np.flatnonzero(first != head)
+    front = np.empty(len(listed), dtype=_FRONT)
+    front["vma"] = listed
+    front["node"] = front["mark"] = first[listed]
+    front["origin"] = head[listed]
     step = 0
-    while len(index):
+    while len(front):
         reader.progress("anon_vma_chains", int(length.sum()))
-        address = node - list_offset
-        wild = reader.space.wild(address, avc.size)
-        end[index[wild]] = ChainEnd.WILD
-        index, node, origin, mark, address = (
-            column[~wild] for column in (index, node, origin, mark, address)
-        )
-        rows, present = reader.rows(avc, address)
-        ours = avc.column(rows, "vma") == vma[index]
-        linked = avc.column(rows, "same_vma_prev") == origin
-        end[index[~present]] = ChainEnd.HOLE
-        end[index[present & ~ours & ~linked]] = ChainEnd.STRANGER
+        wild = reader.space.wild(front["node"] - list_offset, avc.size)
+        end[front["vma"][wild]] = ChainEnd.WILD
+        front = front[~wild]
+        rows, present = reader.rows(avc, front["node"] - list_offset)
+        ours = avc.column(rows, "vma") == vma[front["vma"]]
+        linked = avc.column(rows, "same_vma_prev") == front["origin"]
+        end[front["vma"][~present]] = ChainEnd.HOLE
+        end[front["vma"][present & ~ours & ~linked]] = ChainEnd.STRANGER
         kept = present & (ours | linked)
-        index, node, mark, address, rows = (
-            column[kept] for column in (index, node, mark, address, rows)
-        )
-        met.append((index, step, address, rows))
-        length[index] += 1
-        origin = node
-        node = avc.column(rows, "same_vma_next")
+        front, rows = front[kept], rows[kept]
+        met.append((front["vma"], step, front["node"] - list_offset, rows))
+        length[front["vma"]] += 1
+        front["origin"] = front["node"]
+        front["node"] = avc.column(rows, "same_vma_next")
+        front = front[front["node"] != head[front["vma"]]]
         # Brent's cycle finding: a list that comes back to the mark never reaches its head.
-        loops = (node == mark) & (node != head[index])
-        end[index[loops]] = ChainEnd.LOOP
-        on = ~loops & (node != head[index])
-        index, node, origin, mark = index[on], node[on], origin[on], mark[on]
+        loops = front["node"] == front["mark"]
+        end[front["vma"][loops]] = ChainEnd.LOOP
+        front = front[~loops]
         step += 1
         if step & (step - 1) == 0:
-            mark = node.copy()
+            front["mark"] = front["node"]
     walk = ChainWalk(
         end=end,
         length=length,

@@ -8,8 +8,10 @@ in fork or exit). The rounds go on until nothing new is met.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anonvma_inspect.collect.chains import ChainWalk, walk_chains
 from anonvma_inspect.collect.mms import MmFields, SlotColumns, looks_like_mm, read_mms, walk_trees
@@ -45,9 +47,7 @@ _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 
 
-def collect(
-    target: Target, pids: Sequence[int] = (), progress: Progress | None = None
-) -> Tables:
+def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None = None) -> Tables:
     """Read the anonymous reverse map of a target.
 
     :param pids: Limit it to the families that these processes' VMAs belong to; a thread's id means
@@ -135,7 +135,12 @@ class _Collector:
         """Go on until nothing new is met."""
         self._start()
         while True:
-            before = (len(self._mms.address), len(self._vmas), len(self._avcs), len(self._anon_vmas))
+            before = (
+                len(self._mms.address),
+                len(self._vmas),
+                len(self._avcs),
+                len(self._anon_vmas),
+            )
             self._walk_new_chains()
             self._read_new_anon_vmas()
             self._read_vmas_of_new_avcs()
@@ -300,9 +305,7 @@ class _Collector:
         order = order[np.lexsort((threads.pid[order], threads.tgid[order]))]
         number = number[order]
         # The task that speaks for an mm: a leader if there is one, else the lowest pid.
-        choice = np.lexsort(
-            (threads.pid[order], threads.pid[order] != threads.tgid[order], number)
-        )
+        choice = np.lexsort((threads.pid[order], threads.pid[order] != threads.tgid[order], number))
         first = np.ones(len(choice), dtype=bool)
         first[1:] = number[choice][1:] != number[choice][:-1]
         task = np.full(len(used), NO_ROW, dtype=np.int64)
@@ -321,24 +324,23 @@ class _Collector:
         rank = np.full(len(used), NO_ROW, dtype=np.int64)
         rank[mm_order] = np.arange(len(mm_order))
 
-        def column(name: str) -> np.ndarray[tuple[int], np.dtype[np.generic]]:
-            joined = np.concatenate([getattr(fields, name) for fields in all_mms.fields])
-            return joined[mm_order]  # type: ignore[no-any-return]
+        def column(name: str) -> NDArray[Any]:
+            return np.concatenate([getattr(fields, name) for fields in all_mms.fields])[mm_order]
 
         mms = Mms(
             address=all_mms.address[mm_order],
-            mm_users=column("mm_users"),  # type: ignore[arg-type]
-            map_count=column("map_count"),  # type: ignore[arg-type]
-            flags=column("flags"),  # type: ignore[arg-type]
+            mm_users=column("mm_users"),
+            map_count=column("map_count"),
+            flags=column("flags"),
             task=task[mm_order],
             listed=listed[mm_order],
             walked=all_mms.walked[mm_order],
             whole=all_mms.whole[mm_order],
-            write_locked=column("write_locked"),  # type: ignore[arg-type]
-            start_brk=column("start_brk"),  # type: ignore[arg-type]
-            brk=column("brk"),  # type: ignore[arg-type]
-            start_stack=column("start_stack"),  # type: ignore[arg-type]
-            vdso=column("vdso"),  # type: ignore[arg-type]
+            write_locked=column("write_locked"),
+            start_brk=column("start_brk"),
+            brk=column("brk"),
+            start_stack=column("start_stack"),
+            vdso=column("vdso"),
         )
         tasks = Tasks(
             address=threads.address[order],
@@ -526,4 +528,5 @@ def _whole_families(
     root = np.where(root_row == NO_ROW, np.arange(len(root_row)), root_row)
     bad_root = np.zeros(len(root_row), dtype=bool)
     bad_root[root[spoiled]] = True
-    return ~bad_root[root] & ~spoiled
+    family_whole: BoolColumn = ~bad_root[root] & ~spoiled
+    return family_whole

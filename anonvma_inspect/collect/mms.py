@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel import maple
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import is_write_locked
-from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.tables import I64Column, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
 
 __all__ = ("MmFields", "SlotColumns", "looks_like_mm", "read_mms", "walk_trees")
 
@@ -21,6 +22,9 @@ _MT_FLAGS_MASK = 0x301
 _MT_FLAGS = 0x301
 # A maple tree of 64-bit indices with nodes at least half full is never this deep.
 _MAX_DEPTH = 32
+# A level of all trees: which tree, the encoded node or the pointer, and the range of indices that
+# it stands for, inclusive.
+_FRONT = np.dtype([("tree", "i8"), ("entry", "u8"), ("first", "u8"), ("last", "u8")])
 
 
 @dataclass(frozen=True)
@@ -112,71 +116,72 @@ def walk_trees(
     :return: The entries, sorted by mm and first address, and which of the trees are whole.
     """
     whole = np.ones(len(roots), dtype=bool)
-    out: list[tuple[RowColumn, U64Column, U64Column, U64Column]] = []
-    tree = np.flatnonzero(roots != 0)
-    entry = roots[tree]
-    for index in np.flatnonzero(~maple.is_node(entry)):
+    out = [np.empty(0, dtype=_FRONT)]
+    planted = np.flatnonzero(roots != 0)
+    front = np.zeros(len(planted), dtype=_FRONT)
+    front["tree"] = planted
+    front["entry"] = roots[planted]
+    front["last"] = 2**64 - 1
+    is_node = maple.is_node(front["entry"])
+    for lone in front[~is_node]:
         # A tree with a single entry at index 0 has no node; no VMA starts there.
-        reader.broken(
-            int(numbers[tree[index]]), 0, "maple_tree", int(entry[index]), "ma_root is no node"
-        )
-        whole[tree[index]] = False
-    is_node = maple.is_node(entry)
-    tree, entry = tree[is_node], entry[is_node]
-    low = np.zeros(len(tree), dtype=np.uint64)
-    high = np.full(len(tree), 2**64 - 1, dtype=np.uint64)
+        number = int(numbers[lone["tree"]])
+        reader.broken(number, 0, "maple_tree", int(lone["entry"]), "ma_root is no node")
+        whole[lone["tree"]] = False
+    front = front[is_node]
     visited = np.empty(0, dtype=np.uint64)
     for _ in range(_MAX_DEPTH):
-        if not len(tree):
+        if not len(front):
             break
-        reader.progress("VMAs", sum(len(columns[0]) for columns in out))
-        kept, visited = _sound_nodes(reader, era, numbers, tree, entry, visited, whole)
-        tree, entry, low, high = tree[kept], entry[kept], low[kept], high[kept]
-        address = maple.node_address(entry)
-        rows, present = reader.rows(era.maple_node, address)
-        whole[tree[~present]] = False
-        below: list[tuple[RowColumn, U64Column, U64Column, U64Column]] = []
-        kinds = maple.node_type(entry)
+        reader.progress("VMAs", sum(len(entries) for entries in out))
+        front, visited = _sound_nodes(reader, era, numbers, front, visited, whole)
+        rows, present = reader.rows(era.maple_node, maple.node_address(front["entry"]))
+        whole[front["tree"][~present]] = False
+        kinds = maple.node_type(front["entry"])
+        below = [np.empty(0, dtype=_FRONT)]
         for kind in maple.NODE_TYPES:
-            of_kind = np.flatnonzero(present & (kinds == kind))
-            if not len(of_kind):
-                continue
-            nodes = maple.decode_nodes(
-                era.maple_node, rows[of_kind], address[of_kind], kind, low[of_kind], high[of_kind]
+            chosen = present & (kinds == kind)
+            entries = _entries(reader, era, numbers, front[chosen], rows[chosen], kind, whole)
+            (out if kind == maple.LEAF_64 else below).append(entries)
+        front = np.concatenate(below)
+    whole[front["tree"]] = False
+    found = np.concatenate(out)
+    mm = numbers[found["tree"]]
+    order = np.lexsort((found["first"], mm))
+    found = found[order]
+    return SlotColumns(mm[order], found["first"], found["last"], found["entry"]), whole
+
+
+# What the nodes of one type hold, the tree's own marks left out.
+def _entries(
+    reader: Reader,
+    era: Era,
+    numbers: RowColumn,
+    front: NDArray[np.void],
+    rows: ByteRows,
+    kind: int,
+    whole: BoolColumn,
+) -> NDArray[np.void]:
+    address = maple.node_address(front["entry"])
+    nodes = maple.decode_nodes(era.maple_node, rows, address, kind, front["first"], front["last"])
+    for problem, bad in (("is dead", nodes.dead), ("has pivots out of order", ~nodes.sound)):
+        for index in np.flatnonzero(bad):
+            reader.broken(
+                int(numbers[front["tree"][index]]),
+                int(address[index]),
+                "maple_node",
+                int(front["entry"][index]),
+                f"the node {problem}",
             )
-            for problem, bad in (("is dead", nodes.dead), ("has pivots out of order", ~nodes.sound)):
-                for index in of_kind[bad]:
-                    reader.broken(
-                        int(numbers[tree[index]]),
-                        int(address[index]),
-                        "maple_node",
-                        int(entry[index]),
-                        f"the node {problem}",
-                    )
-                whole[tree[of_kind[bad]]] = False
-            usable = nodes.used & (nodes.slot != 0) & (nodes.sound & ~nodes.dead)[:, None]
-            usable &= ~maple.is_reserved(nodes.slot)
-            node, slot = np.nonzero(usable)
-            found = (
-                tree[of_kind[node]],
-                nodes.slot[node, slot],
-                nodes.first[node, slot],
-                nodes.last[node, slot],
-            )
-            (out if kind == maple.LEAF_64 else below).append(found)
-        empty = (np.empty(0, np.int64), *(np.empty(0, np.uint64) for _ in range(3)))
-        tree, entry, low, high = (
-            np.concatenate(columns)  # type: ignore[arg-type]
-            for columns in zip(*below, empty, strict=True)
-        )
-    whole[tree] = False
-    columns = [np.concatenate(column) for column in zip(*out, strict=True)] if out else None
-    if columns is None:
-        nothing = np.empty(0, dtype=np.uint64)
-        return SlotColumns(np.empty(0, np.int64), nothing, nothing, nothing), whole
-    mm, pointer, first, last = numbers[columns[0]], columns[1], columns[2], columns[3]
-    order = np.lexsort((first, mm))
-    return SlotColumns(mm[order], first[order], last[order], pointer[order]), whole
+        whole[front["tree"][bad]] = False
+    usable = nodes.used & (nodes.slot != 0) & (nodes.sound & ~nodes.dead)[:, None]
+    node, slot = np.nonzero(usable & ~maple.is_reserved(nodes.slot))
+    entries = np.empty(len(node), dtype=_FRONT)
+    entries["tree"] = front["tree"][node]
+    entries["entry"] = nodes.slot[node, slot]
+    entries["first"] = nodes.first[node, slot]
+    entries["last"] = nodes.last[node, slot]
+    return entries
 
 
 # Which of a level's nodes can be read at all, each once; the rest is noted.
@@ -184,26 +189,25 @@ def _sound_nodes(
     reader: Reader,
     era: Era,
     numbers: RowColumn,
-    tree: RowColumn,
-    entry: U64Column,
+    front: NDArray[np.void],
     visited: U64Column,
     whole: BoolColumn,
-) -> tuple[RowColumn, U64Column]:
-    address = maple.node_address(entry)
-    wild = reader.space.wild(address, era.maple_node.size, 256)
-    wild |= ~np.isin(maple.node_type(entry), maple.NODE_TYPES)
+) -> tuple[NDArray[np.void], U64Column]:
+    address = maple.node_address(front["entry"])
+    wild = reader.space.wild(address, era.maple_node.size, maple.NODE_ALIGNMENT)
+    wild |= ~np.isin(maple.node_type(front["entry"]), maple.NODE_TYPES)
     _, first = np.unique(address, return_index=True)
     again = np.ones(len(address), dtype=bool)
     again[first] = False
     again |= np.isin(address, visited)
     for index in np.flatnonzero(wild | again):
         reader.broken(
-            int(numbers[tree[index]]),
+            int(numbers[front["tree"][index]]),
             int(address[index]),
             "maple_node",
-            int(entry[index]),
+            int(front["entry"][index]),
             "a pointer to a node is wild" if wild[index] else "the node is met twice",
         )
-        whole[tree[index]] = False
-    kept = np.flatnonzero(~wild & ~again)
-    return kept, np.concatenate([visited, address[kept]])
+        whole[front["tree"][index]] = False
+    kept = ~wild & ~again
+    return front[kept], np.concatenate([visited, address[kept]])

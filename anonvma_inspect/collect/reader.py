@@ -127,7 +127,8 @@ class ObjectStore:
     def missing(self, addresses: U64Column) -> U64Column:
         """Those of the addresses that are not in the store, sorted, each once."""
         unique = np.unique(addresses)
-        return unique[self.find(unique) == NO_ROW]
+        missing: U64Column = unique[self.find(unique) == NO_ROW]
+        return missing
 
     def add(self, addresses: U64Column, rows: ByteRows) -> None:
         """Add objects that are not in the store yet.

@@ -11,6 +11,12 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("TreeWalker", "in_order")
 
+# A level of all trees: which tree, the node (address of the rb in an AVC), its parent (number, and
+# address of its rb), and on which side of it.
+_FRONT = np.dtype(
+    [("tree", "i8"), ("node", "u8"), ("parent", "i8"), ("parent_node", "u8"), ("side", "i8")]
+)
+
 
 class TreeWalker:
     """Walks trees from ``rb_root`` down, a level of all of them a round.
@@ -18,7 +24,7 @@ class TreeWalker:
     Which AVCs a tree holds is found only this way: the ``rb`` of an AVC that is listed, but not
     inserted, is garbage. A node is followed if it agrees with the tree in one of two words: its
     ``anon_vma`` is this one, or its ``rb`` parent is the node that the walk comes from. An AVC that
-    is met a second time, in whatever tree, is noted and not followed again, so that every walk ends.
+    is met a second time, in whatever tree, is noted and not followed again, so every walk ends.
 
     :param avcs: Where AVCs are kept; those that only a tree knows are added.
     """
@@ -40,57 +46,49 @@ class TreeWalker:
         :return: Which of them are whole.
         """
         whole = np.ones(len(tree), dtype=bool)
+        record = self._avcs.record
         pointer = strip_lock_mark(rb_root)
-        index = np.flatnonzero(pointer != 0)
-        pointer = pointer[index]
-        parent = np.full(len(index), NO_ROW, dtype=np.int64)
-        parent_address = np.zeros(len(index), dtype=np.uint64)
-        side = np.zeros(len(index), dtype=np.int64)
+        occupied = np.flatnonzero(pointer != 0)
+        front = np.empty(len(occupied), dtype=_FRONT)
+        front["tree"] = occupied
+        front["node"] = pointer[occupied]
+        front["parent"] = NO_ROW
+        front["parent_node"] = 0
+        front["side"] = 0
         depth = 0
-        while len(index):
+        while len(front):
             self._reader.progress("tree nodes", self._count)
-            address = pointer - self._offset
-            wild = self._reader.space.wild(address, self._avcs.record.size)
-            whole[index[wild]] = False
-            index, parent, parent_address, side, address = (
-                column[~wild] for column in (index, parent, parent_address, side, address)
-            )
-            avc = self._find(address)
-            whole[index[avc == NO_ROW]] = False
-            there = avc != NO_ROW
-            index, parent, parent_address, side, avc = (
-                column[there] for column in (index, parent, parent_address, side, avc)
-            )
+            wild = self._reader.space.wild(front["node"] - self._offset, record.size)
+            whole[front["tree"][wild]] = False
+            front = front[~wild]
+            avc = self._find(front["node"] - self._offset)
+            whole[front["tree"][avc == NO_ROW]] = False
+            front, avc = front[avc != NO_ROW], avc[avc != NO_ROW]
             rows = self._avcs.rows[avc]
-            record = self._avcs.record
-            ours = record.column(rows, "anon_vma") == anon_vma[index]
-            linked = rb_parent(record.column(rows, "rb_parent_color")) == parent_address
+            ours = record.column(rows, "anon_vma") == anon_vma[front["tree"]]
+            linked = rb_parent(record.column(rows, "rb_parent_color")) == front["parent_node"]
             again = self._meet(avc)
             followed = (ours | linked) & ~again
-            whole[index[~followed]] = False
-            row = self._count + np.arange(len(avc))
+            whole[front["tree"][~followed]] = False
+            number = self._count + np.arange(len(avc))
             self._nodes.append(
                 {
-                    "tree": tree[index],
+                    "tree": tree[front["tree"]],
                     "avc": avc,
-                    "parent": parent,
-                    "side": side,
+                    "parent": front["parent"],
+                    "side": front["side"],
                     "depth": np.full(len(avc), depth, dtype=np.int64),
                     "again": again.astype(np.int64),
                 }
             )
             self._count += len(avc)
-            children = [record.column(rows, name) for name in ("rb_left", "rb_right")]
-            here = address[there] + self._offset
-            pointer = np.concatenate([child[followed] for child in children])
-            index = np.tile(index[followed], 2)
-            parent = np.tile(row[followed], 2)
-            parent_address = np.tile(here[followed], 2)
-            side = np.repeat(np.array([0, 1], dtype=np.int64), np.count_nonzero(followed))
-            exists = pointer != 0
-            pointer, index, parent, parent_address, side = (
-                column[exists] for column in (pointer, index, parent, parent_address, side)
-            )
+            below = np.repeat(front[followed], 2)
+            below["parent"] = np.repeat(number[followed], 2)
+            below["parent_node"] = below["node"]
+            below["side"] = np.arange(len(below)) % 2
+            below["node"][0::2] = record.column(rows[followed], "rb_left")
+            below["node"][1::2] = record.column(rows[followed], "rb_right")
+            front = below[below["node"] != 0]
             depth += 1
         return whole
 
@@ -150,7 +148,5 @@ def in_order(parent: RowColumn, side: RowColumn, depth: I64Column) -> RowColumn:
     start = np.zeros(count, dtype=np.int64)
     for level in levels[1:]:
         above = parent[level]
-        start[level] = np.where(
-            side[level] == 0, start[above], start[above] + left_size[above] + 1
-        )
+        start[level] = np.where(side[level] == 0, start[above], start[above] + left_size[above] + 1)
     return start + left_size

@@ -15,6 +15,7 @@ from anonvma_inspect.kernel.era import Record
 
 __all__ = (
     "LEAF_64",
+    "NODE_ALIGNMENT",
     "NODE_TYPES",
     "NodeEntries",
     "decode_nodes",
@@ -27,7 +28,9 @@ __all__ = (
 LEAF_64, _RANGE_64, _ARANGE_64 = 1, 2, 3
 #: The types of node that trees of VMAs are made of.
 NODE_TYPES = (LEAF_64, _RANGE_64, _ARANGE_64)
-_NODE_MASK = 255
+#: Bytes: nodes lie on this boundary, and the bits below it carry their type.
+NODE_ALIGNMENT = 256
+_NODE_MASK = NODE_ALIGNMENT - 1
 # Values of the form xxx10 below this are marks of the tree's own (XA_ZERO_ENTRY), not pointers.
 _RESERVED_BELOW = 4096
 
@@ -113,13 +116,13 @@ def decode_nodes(
     first = np.empty_like(last)
     first[:, 0] = low
     first[:, 1:] = last[:, :-1] + np.uint64(1)
-    in_order = (first <= last) & (last <= high[:, None])
+    unsound = used & ((first > last) | (last > high[:, None]))
     return NodeEntries(
         first=first,
         last=last,
         slot=slot,
         used=used,
-        sound=(in_order | ~used).all(axis=1),
+        sound=np.logical_not(unsound.any(axis=1)),
         dead=(record.column(rows, "parent") & ~np.uint64(_NODE_MASK)) == address,
     )
 

@@ -136,12 +136,12 @@ def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
         for note in core.notes:
             if note.name == b"VMCOREINFO":
                 return note.desc
-    return prog["VMCOREINFO"].string_()
+    return bytes(prog["VMCOREINFO"].string_())
 
 
 def _read(prog: drgn.Program, address: int, size: int) -> bytes:
     try:
-        return prog.read(address, size)
+        return bytes(prog.read(address, size))
     except (drgn.FaultError, OSError, ValueError) as error:
         # What libkdumpfile and a cut file raise differs; for a reader it is all one.
         raise LookupError(str(error)) from None
@@ -156,9 +156,7 @@ def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str)
         ) from None
 
 
-def _load_debug_info(
-    prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]
-) -> None:
+def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]) -> None:
     map_file(vmlinux)
     # Whether it worked shows in what is known afterwards.
     with contextlib.suppress(drgn.MissingDebugInfoError, ValueError, OSError, LookupError):
@@ -183,9 +181,7 @@ def _symbols(
     found: dict[str, int] = {}
     if options.system_map is not None:
         text = map_file(options.system_map).tobytes()
-        found = relocate(
-            parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts
-        )
+        found = relocate(parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts)
     elif options.symbols is not None:
         for name in SYMBOLS:
             with contextlib.suppress(LookupError):

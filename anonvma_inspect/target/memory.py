@@ -214,9 +214,7 @@ class PagedMemory:
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
         rows = np.zeros((len(addresses), size), dtype=np.uint8)
-        present = (addresses >= np.uint64(KERNEL_HALF)) & (
-            addresses <= np.uint64(2**64 - 1 - size)
-        )
+        present = (addresses >= np.uint64(KERNEL_HALF)) & (addresses <= np.uint64(2**64 - 1 - size))
         index = np.flatnonzero(present)
         done = np.zeros(len(index), dtype=np.int64)
         # A row that crosses into the next page is put together from pieces, a page a round.
@@ -345,9 +343,7 @@ class SegmentMemory:
         return rows, present
 
     # Clears `present` where a row holds a word that was not captured.
-    def _drop_uncaptured(
-        self, offsets: NDArray[np.int64], present: BoolColumn, size: int
-    ) -> None:
+    def _drop_uncaptured(self, offsets: NDArray[np.int64], present: BoolColumn, size: int) -> None:
         before = self._captured_before
         assert before is not None
         inside = offsets[present] - self._captured_from
