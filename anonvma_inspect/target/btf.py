@@ -127,9 +127,10 @@ _TRANSPARENT = frozenset((Kind.TYPEDEF, Kind.TYPE_TAG, *_QUALIFIERS))
 _INT_SIGNED = 1 << 0
 _INT_BOOL = 1 << 2
 
-# No kernel nests types this deep; cycles do. Spelling one type visits at most _MAX_PARTS others.
+# No kernel nests types this deep; cycles do. Spelling a type visits at most _MAX_PARTS others (the
+# kernel's longest, a function of many parameters, takes 32), which bounds the recursion as well.
 _MAX_DEPTH = 64
-_MAX_PARTS = 1000
+_MAX_PARTS = 200
 
 # Several times KSYM_NAME_LEN. Without a limit, 100,000 names could share one of 4 MB.
 _MAX_NAME = 4096
