@@ -1,0 +1,16 @@
+"""The lab: real kernels under QEMU, real workloads, dumps, and the guest's own word for them.
+
+``scripts/lab`` is the way in. From nothing but a Debian machine it fetches a kernel package, builds
+an initramfs, boots a guest, runs a workload, lets the guest say what is there, and dumps it::
+
+    kernels    which kernels there are, fetched through apt and unpacked into a cache
+    programs   the C programs (workloads, witness), compiled static
+    initramfs  a cpio archive written here, byte by byte
+    guest      one QEMU, from start to end; qmp is how it is spoken to
+    word       what the witness in the guest wrote, taken apart
+    manifest   the JSON beside each dump or fixture
+    specs      the fixtures, and the parameters of the workloads
+    capture    the steps in their order; storm the same for a guest that never rests
+
+Nothing here knows the package that inspects the dumps: what the lab says must stand on its own.
+"""

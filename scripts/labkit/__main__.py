@@ -1,0 +1,162 @@
+"""The command line of the lab: ``scripts/lab``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from . import manifest
+from .capture import Lab
+from .errors import LabError
+from .kernels import KERNELS, fetch_debuginfo, kernel
+from .programs import WORKLOADS
+from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
+from .storm import storm as run_storm
+from .system import for_packages, require
+
+__all__ = ("main",)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+def _say(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--accel",
+    type=click.Choice(["tcg", "kvm"]),
+    default="tcg",
+    show_default=True,
+    help="How QEMU runs the guest. KVM that fails gives way to TCG.",
+)
+@click.option(
+    "--timeout", type=float, default=180, show_default=True, help="Seconds for a guest to be ready."
+)
+@click.pass_context
+def cli(context: click.Context, accel: str, timeout: float) -> None:
+    """Boot Debian kernels in QEMU, run a workload, dump the guest and take its own word for it."""
+    context.obj = Lab(ROOT, _say, accelerator=accel, timeout=timeout)
+
+
+def _describe(plan: Plan) -> str:
+    return f"{plan.name:16} {plan.kernel:6} {plan.workload:10} {' '.join(plan.arguments())}"
+
+
+@cli.command("list")
+def list_command() -> None:
+    """List the fixtures, kernels and workloads."""
+    click.echo("Fixtures (name, kernel, workload, parameters):")
+    for one in FIXTURES.values():
+        click.echo(f"  {_describe(one)}")
+    click.echo(f"Kernels: {', '.join(KERNELS)}")
+    click.echo("Workloads:")
+    for name in WORKLOADS:
+        words = " ".join(f"{key}={value}" for key, value in PARAMETERS[name].items())
+        click.echo(f"  {name:10} {words} seed=1".rstrip())
+
+
+@cli.command()
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Capture every fixture.")
+@click.option("--keep-core", type=_NEW_FILE, help="Keep the full dump here.")
+@click.pass_obj
+def capture(lab: Lab, name: str | None, everything: bool, keep_core: Path | None) -> None:
+    """Capture a fixture from nothing: fixtures/NAME.core.xz and fixtures/NAME.json."""
+    if everything == (name is not None):
+        raise click.UsageError("Name one fixture, or say --all.")
+    if everything and keep_core is not None:
+        raise click.UsageError("--keep-core is for one fixture.")
+    for one in FIXTURES.values() if name is None else [fixture(name)]:
+        lab.capture(one, keep_core)
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("workload")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option("-o", "--output", type=_NEW_FILE, required=True, help="The core to write.")
+@click.option("--smaps", is_flag=True, help="Also take VmFlags and anonymous sizes.")
+@click.option("--shrink", is_flag=True, help="Let the slab caches give back their spare objects.")
+@click.option("--append", default="", help="Words for the kernel's command line.")
+@click.option("--memory", type=int, default=256, show_default=True, help="MiB of the guest.")
+@click.pass_obj
+def dump(
+    lab: Lab,
+    kernel_name: str,
+    workload: str,
+    parameters: tuple[str, ...],
+    output: Path,
+    smaps: bool,
+    shrink: bool,
+    append: str,
+    memory: int,
+) -> None:
+    """Dump a guest in full, with its own word for what is there beside it as .json."""
+    kernel(kernel_name)
+    one = plan(
+        output.stem,
+        kernel_name,
+        workload,
+        parameters,
+        smaps=smaps,
+        shrink=shrink,
+        append=append,
+        memory=memory,
+    )
+    made = lab.dump(one, output, shlex.join(["scripts/lab", *sys.argv[1:]]))
+    target = output.with_suffix(".json")
+    manifest.write(made, target)
+    _say(f"Wrote {output} and {target}")
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option("--dumps", type=click.IntRange(1), default=2, show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The directory for the cores.",
+)
+@click.pass_obj
+def storm(
+    lab: Lab, kernel_name: str, parameters: tuple[str, ...], dumps: int, output: Path
+) -> None:
+    """Dump a guest that never rests, several times, at random moments."""
+    kernel(kernel_name)
+    one = plan(f"storm-{kernel_name}", kernel_name, "storm", parameters)
+    cores = run_storm(lab, one, dumps, output, shlex.join(["scripts/lab", *sys.argv[1:]]))
+    _say(f"Wrote {len(cores)} dumps to {output}")
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.pass_obj
+def debuginfo(lab: Lab, kernel_name: str) -> None:
+    """Fetch the vmlinux with DWARF of a kernel (about 300 MB); print where it is."""
+    require(for_packages())
+    wanted = kernel(kernel_name)
+    _say(f"{kernel_name}: fetching the debug symbols, unless they are there already")
+    click.echo(fetch_debuginfo(wanted, lab.cache))
+
+
+def main() -> None:
+    """Run the command line; a LabError becomes its sentence and its exit code."""
+    try:
+        cli(prog_name="scripts/lab")
+    except LabError as error:
+        click.echo(f"lab: {error}", err=True)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The steps of a capture: kernel, programs, guest, word, dump, snapshot, manifest."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import initramfs, manifest
+from .errors import GuestError, LabError
+from .guest import Guest, qemu_version
+from .kernels import KernelImage, config_facts, fetch, kernel
+from .programs import compile_program
+from .specs import Plan, word_options
+from .system import for_capture, require
+from .word import parse_word
+
+__all__ = ("Lab", "Prepared", "Say")
+
+Say = Callable[[str], None]
+
+# norandmaps: a seed gives the same addresses again, and so the same merges. Huge pages and their
+# daemon off: nothing moves while the word is taken.
+_APPEND = "console=ttyS0 panic=-1 norandmaps transparent_hugepage=never"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A plan with all that it takes to boot it."""
+
+    plan: Plan
+    image: KernelImage
+    archive: bytes
+    append: str
+
+
+class Lab:
+    """Where the lab keeps its things, how it runs guests, and to whom it reports progress."""
+
+    def __init__(
+        self, root: Path, say: Say, *, accelerator: str = "tcg", timeout: float = 180
+    ) -> None:
+        self.root = root
+        self.cache = root / ".lab"
+        self.fixtures = root / "fixtures"
+        self.say = say
+        self.accelerator = accelerator
+        self.timeout = timeout
+
+    def prepare(self, plan: Plan, options: list[str]) -> Prepared:
+        """Fetch the kernel, compile the programs, build the initramfs."""
+        require(for_capture())
+        wanted = kernel(plan.kernel)
+        image = fetch(wanted, self.cache)
+        self.say(f"{plan.name}: {image.package.name} {image.package.version}")
+        programs = {
+            name: compile_program(name, self.cache / "programs" / name)
+            for name in ("witness", plan.workload)
+        }
+        command = [*options, f"/lab/{plan.workload}", *plan.arguments()]
+        modules = [image.module(name) for name in wanted.modules]
+        archive = initramfs.build(programs, modules, command)
+        return Prepared(plan, image, archive, f"{_APPEND} {plan.append}".strip())
+
+    def boot(self, prepared: Prepared) -> Guest:
+        """A guest for a plan, not yet started."""
+        return Guest(
+            vmlinuz=prepared.image.vmlinuz,
+            initramfs=prepared.archive,
+            append=prepared.append,
+            console=self.cache / f"{prepared.plan.name}.console",
+            memory=prepared.plan.memory,
+            cpus=prepared.plan.cpus,
+            accelerator=self.accelerator,
+        )
+
+    def run(self, prepared: Prepared, work: Callable[[Guest], None]) -> None:
+        """Boot, wait until the guest is ready, and do the work; KVM that dies gives way to TCG."""
+        begun = time.monotonic()
+        try:
+            with self.boot(prepared) as guest:
+                guest.wait(self.timeout)
+                self.say(f"{prepared.plan.name}: ready after {time.monotonic() - begun:.1f} s")
+                work(guest)
+        except GuestError as error:
+            if self.accelerator == "tcg":
+                raise
+            first = str(error).splitlines()[0]
+            self.say(f"{prepared.plan.name}: not under {self.accelerator}: {first} Trying TCG.")
+            self.accelerator = "tcg"
+            self.run(prepared, work)
+
+    def describe(self, prepared: Prepared, command: str, word: bytes) -> dict[str, Any]:
+        """The manifest of a guest."""
+        plan, image = prepared.plan, prepared.image
+        return {
+            "schema": manifest.SCHEMA,
+            "name": plan.name,
+            "command": command,
+            "kernel": {
+                "package": image.package.name,
+                "version": image.package.version,
+                "release": image.release,
+                "architecture": image.package.architecture,
+                "config": config_facts(image.config.read_text()),
+            },
+            "workload": plan.workload,
+            "parameters": dict(plan.parameters),
+            "seed": plan.seed,
+            "guest": {
+                "memory": plan.memory,
+                "cpus": plan.cpus,
+                "qemu": qemu_version(),
+                "accelerator": self.accelerator,
+                "append": prepared.append,
+                "witness": word_options(plan),
+            },
+            "word": manifest.describe_word(parse_word(word)),
+        }
+
+    def dump(self, plan: Plan, core: Path, command: str) -> dict[str, Any]:
+        """Run a plan and dump it to `core`; return its manifest."""
+        prepared = self.prepare(plan, word_options(plan))
+        words: list[bytes] = []
+
+        def work(guest: Guest) -> None:
+            guest.stop()
+            words.append(guest.word())
+            begun = time.monotonic()
+            guest.dump(core)
+            size = core.stat().st_size / 1e6
+            self.say(f"{plan.name}: dumped {size:.0f} MB in {time.monotonic() - begun:.1f} s")
+
+        self.run(prepared, work)
+        return self.describe(prepared, command, words[-1])
+
+    def capture(self, plan: Plan, keep_core: Path | None) -> None:
+        """Make fixtures/NAME.core.xz and fixtures/NAME.json from nothing."""
+        core = keep_core if keep_core is not None else self.cache / f"{plan.name}.core"
+        made = self.dump(plan, core, f"scripts/lab capture {plan.name}")
+        made["dump"] = {"size": core.stat().st_size, "sha256": manifest.sha256(core)}
+        try:
+            snapshot = self._snapshot(plan, core)
+        except LabError as error:
+            # The dump took a minute: it stays, and with it the guest's word.
+            manifest.write(made, core.with_suffix(".json"))
+            raise LabError(f"{error}\nThe dump is kept: {core}") from None
+        manifest.write(made, self.fixtures / f"{plan.name}.json")
+        if keep_core is None:
+            core.unlink()
+        self.say(f"Wrote {snapshot} ({snapshot.stat().st_size / 1000:.0f} kB) and its .json")
+
+    # The snapshot is the package's work, and its command line is all that the lab knows of it.
+    def _snapshot(self, plan: Plan, core: Path) -> Path:
+        target = self.fixtures / f"{plan.name}.core.xz"
+        partial = self.fixtures / f".{plan.name}.partial.core.xz"
+        self.fixtures.mkdir(exist_ok=True)
+        partial.unlink(missing_ok=True)
+        command = [sys.executable, "-m", "anonvma_inspect", "-c", str(core), "snapshot", "-o"]
+        try:
+            result = subprocess.run(
+                [*command, str(partial)], capture_output=True, text=True, check=False
+            )
+            if result.returncode or not partial.is_file():
+                complaint = result.stderr.strip()[-2000:]
+                raise LabError(
+                    f"The snapshot of {plan.name} failed with status {result.returncode}: "
+                    f"{complaint or 'nothing said'}"
+                )
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+        return target

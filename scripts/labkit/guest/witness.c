@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: LGPL-2.1-or-later */
+/*
+ * Process 1 of a lab guest: starts the workload, reaps, and when the workload is ready and all
+ * processes sleep, takes the guest's own word for what is there, from /proc and /sys alone.
+ *
+ *     witness [smaps=1] [shrink=1] [word=0] WORKLOAD [ARGUMENT]...
+ *
+ * The word must describe the memory that is dumped right after, so taking it changes no mapping:
+ * no process starts, buffers are static and were written to before, nothing is allocated.
+ *
+ * The word goes to the second serial port as records, so that any bytes pass:
+ *
+ *     @ KIND KEY LENGTH \n  LENGTH bytes  \n
+ *
+ * Records of the same kind and key that follow each other are one text. The last record is
+ * `@ end - 0`, then a line `# CHECKSUM` (FNV-1a, 32 bits, in hex) over all bytes before it.
+ * The console then says LAB-DONE, or LAB-FAILED and why.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <termios.h>
+#include <unistd.h>
+
+#define WORD_PORT "/dev/ttyS1"
+#define LOG_FD 3 /* where the workload writes its log */
+#define MAX_PIDS 8192
+#define KTHREAD_FLAG 0x00200000ul /* PF_KTHREAD, in the ninth field of /proc/PID/stat */
+
+static char buffer[64 * 1024];  /* a file's bytes */
+static char entries[32 * 1024]; /* directory entries */
+static char text[4 * 1024];     /* one /proc/PID/stat */
+static int pids[MAX_PIDS], tids[MAX_PIDS];
+static int port = -1;
+static uint32_t checksum = 2166136261u;
+
+static void say(const char *what)
+{
+    char line[256];
+    int length = snprintf(line, sizeof(line), "%s\n", what);
+
+    if (write(STDOUT_FILENO, line, length) < 0)
+        _exit(1);
+}
+
+__attribute__((noreturn)) static void fail(const char *what)
+{
+    char line[200];
+
+    snprintf(line, sizeof(line), "LAB-FAILED %s: %s", what, strerror(errno));
+    say(line);
+    for (;;)
+        pause();
+}
+
+static void send_bytes(const char *bytes, size_t size)
+{
+    for (size_t i = 0; i < size; i++)
+        checksum = (checksum ^ (unsigned char)bytes[i]) * 16777619u;
+    while (size) {
+        ssize_t sent = write(port, bytes, size);
+
+        if (sent < 0 && errno == EINTR)
+            continue;
+        if (sent <= 0)
+            fail("writing to " WORD_PORT);
+        bytes += sent;
+        size -= sent;
+    }
+}
+
+static void send_record(const char *kind, const char *key, const char *bytes, size_t size)
+{
+    char head[160];
+    int length = snprintf(head, sizeof(head), "@ %s %s %zu\n", kind, key, size);
+
+    send_bytes(head, length);
+    send_bytes(bytes, size);
+    send_bytes("\n", 1);
+}
+
+/* A file as records; 0 if it cannot be opened, which is no error: not every kernel has every file. */
+static int send_file(const char *kind, const char *key, const char *path)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got;
+
+    if (file < 0)
+        return 0;
+    while ((got = read(file, buffer, sizeof(buffer))) > 0)
+        send_record(kind, key, buffer, got);
+    close(file);
+    return 1;
+}
+
+/* Of smaps, the header line, what is anonymous and the flags: the rest is not about mappings. */
+static void send_smaps(const char *key, const char *path)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    size_t held = 0;
+    ssize_t got;
+
+    if (file < 0)
+        return;
+    while ((got = read(file, buffer + held, sizeof(buffer) - held)) > 0) {
+        char *line = buffer, *end;
+        size_t left = held + got;
+
+        while ((end = memchr(line, '\n', left))) {
+            size_t length = end + 1 - line;
+
+            if (!memcmp(line, "Anonymous:", length < 10 ? length : 10) ||
+                !memcmp(line, "VmFlags:", length < 8 ? length : 8))
+                send_record("smaps", key, line, length);
+            line += length;
+            left -= length;
+        }
+        memmove(buffer, line, left);
+        held = left;
+    }
+    close(file);
+}
+
+static int compare(const void *left, const void *right)
+{
+    return *(const int *)left - *(const int *)right;
+}
+
+/* The numbers among a directory's names, sorted in place: no allocation as scandir() would do. */
+static int list_numbers(const char *path, int *numbers)
+{
+    struct entry {
+        uint64_t inode;
+        int64_t offset;
+        unsigned short length;
+        unsigned char type;
+        char name[];
+    };
+    int directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC), count = 0;
+    long got;
+
+    if (directory < 0)
+        return 0;
+    while ((got = syscall(SYS_getdents64, directory, entries, sizeof(entries))) > 0)
+        for (long at = 0; at < got;) {
+            struct entry *entry = (struct entry *)(entries + at);
+
+            if (entry->name[0] >= '1' && entry->name[0] <= '9' && count < MAX_PIDS)
+                numbers[count++] = atoi(entry->name);
+            at += entry->length;
+        }
+    close(directory);
+    for (int i = 1; i < count; i++) /* nearly sorted already; qsort() may allocate */
+        for (int j = i; j > 0 && compare(&numbers[j - 1], &numbers[j]) > 0; j--) {
+            int swap = numbers[j];
+
+            numbers[j] = numbers[j - 1];
+            numbers[j - 1] = swap;
+        }
+    return count;
+}
+
+/* Reads /proc/.../stat: the state letter (0 if gone), and whether it is a kernel thread. */
+static char read_stat(const char *directory, int *kernel)
+{
+    char path[96], *after;
+    int file;
+    ssize_t got;
+    unsigned long flags = 0;
+
+    snprintf(path, sizeof(path), "%s/stat", directory);
+    file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return 0;
+    got = read(file, text, sizeof(text) - 1);
+    close(file);
+    if (got <= 0)
+        return 0;
+    text[got] = 0;
+    after = strrchr(text, ')'); /* the command name may hold anything, also parentheses */
+    if (!after || strlen(after) < 4)
+        return 0;
+    sscanf(after + 4, "%*d %*d %*d %*d %*d %lu", &flags);
+    *kernel = !!(flags & KTHREAD_FLAG);
+    return after[2];
+}
+
+/* Whether every thread of every process but this one sleeps, is stopped or is dead. */
+static int all_asleep(void)
+{
+    int count = list_numbers("/proc", pids);
+
+    for (int i = 0; i < count; i++) {
+        char directory[64];
+        int threads, kernel = 0;
+
+        if (pids[i] == 1)
+            continue;
+        snprintf(directory, sizeof(directory), "/proc/%d", pids[i]);
+        if (!read_stat(directory, &kernel))
+            return 0;
+        if (kernel)
+            continue;
+        snprintf(directory, sizeof(directory), "/proc/%d/task", pids[i]);
+        threads = list_numbers(directory, tids);
+        for (int j = 0; j < threads; j++) {
+            char one[96], state;
+
+            snprintf(one, sizeof(one), "/proc/%d/task/%d", pids[i], tids[j]);
+            state = read_stat(one, &kernel);
+            if (!state || !strchr("SDTtZX", state))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+static void reap(void)
+{
+    while (waitpid(-1, NULL, WNOHANG) > 0)
+        ;
+}
+
+static void send_process(int pid, int with_smaps)
+{
+    char directory[64], path[128], key[32];
+    int kernel = 0, threads;
+
+    snprintf(key, sizeof(key), "%d", pid);
+    snprintf(directory, sizeof(directory), "/proc/%d", pid);
+    if (!read_stat(directory, &kernel))
+        return;
+    send_record("stat", key, text, strlen(text));
+    snprintf(path, sizeof(path), "%s/comm", directory);
+    send_file("comm", key, path);
+    if (kernel)
+        return;
+    snprintf(path, sizeof(path), "%s/task", directory);
+    threads = list_numbers(path, tids);
+    for (int i = 0; i < threads; i++) {
+        char line[32], state;
+
+        snprintf(path, sizeof(path), "%s/task/%d", directory, tids[i]);
+        state = read_stat(path, &kernel);
+        snprintf(line, sizeof(line), "%d %c\n", tids[i], state ? state : '?');
+        send_record("threads", key, line, strlen(line));
+    }
+    /* A process whose leader is dead has its maps under its other threads only. */
+    for (int i = 0; i < threads; i++) {
+        snprintf(path, sizeof(path), "%s/task/%d", directory, tids[i]);
+        if (strchr("ZX", read_stat(path, &kernel)))
+            continue;
+        snprintf(path, sizeof(path), "%s/task/%d/maps", directory, tids[i]);
+        send_file("maps", key, path);
+        if (with_smaps) {
+            snprintf(path, sizeof(path), "%s/task/%d/smaps", directory, tids[i]);
+            send_smaps(key, path);
+        }
+        break;
+    }
+}
+
+static const char *const caches[] = {"anon_vma", "anon_vma_chain", "vm_area_struct"};
+
+static void shrink_caches(void)
+{
+    for (size_t i = 0; i < sizeof(caches) / sizeof(caches[0]); i++) {
+        char path[96];
+        int file;
+
+        snprintf(path, sizeof(path), "/sys/kernel/slab/%s/shrink", caches[i]);
+        file = open(path, O_WRONLY | O_CLOEXEC);
+        if (file < 0 || write(file, "1", 1) != 1)
+            fail(path);
+        close(file);
+    }
+}
+
+/* The allocator's own figures; those of the per-CPU lists bound what it counts as used too much. */
+static void send_slab(void)
+{
+    static const char *const figures[] = {
+        "aliases",       "cpu_partial", "cpu_slabs",   "object_size",       "objects",
+        "objs_per_slab", "partial",     "slab_size",   "objects_partial",   "order",
+        "slabs",         "min_partial", "total_objects", "slabs_cpu_partial",
+    };
+
+    send_file("slabinfo", "-", "/proc/slabinfo");
+    for (size_t i = 0; i < sizeof(caches) / sizeof(caches[0]); i++)
+        for (size_t j = 0; j < sizeof(figures) / sizeof(figures[0]); j++) {
+            char path[128], key[64];
+
+            snprintf(path, sizeof(path), "/sys/kernel/slab/%s/%s", caches[i], figures[j]);
+            snprintf(key, sizeof(key), "%s/%s", caches[i], figures[j]);
+            send_file("slab", key, path);
+        }
+    send_file("fact", "kfence", "/sys/kernel/debug/kfence/stats");
+}
+
+static void send_facts(void)
+{
+    send_file("fact", "version", "/proc/version");
+    send_file("fact", "cmdline", "/proc/cmdline");
+    send_file("fact", "ksm", "/sys/kernel/mm/ksm/run");
+    send_file("fact", "thp", "/sys/kernel/mm/transparent_hugepage/enabled");
+    send_file("fact", "randomize_va_space", "/proc/sys/kernel/randomize_va_space");
+}
+
+__attribute__((noreturn)) static void finish(void)
+{
+    char line[32];
+
+    send_record("end", "-", "", 0);
+    snprintf(line, sizeof(line), "# %08x\n", checksum);
+    send_bytes(line, strlen(line));
+    tcdrain(port);
+    say("LAB-DONE");
+    for (;;)
+        if (waitpid(-1, NULL, 0) < 0)
+            pause();
+}
+
+static void open_port(void)
+{
+    struct termios settings;
+
+    port = open(WORD_PORT, O_WRONLY | O_NOCTTY | O_CLOEXEC);
+    if (port < 0 || tcgetattr(port, &settings))
+        fail("opening " WORD_PORT);
+    cfmakeraw(&settings);
+    cfsetspeed(&settings, B115200);
+    if (tcsetattr(port, TCSANOW, &settings))
+        fail("setting up " WORD_PORT);
+}
+
+static int start(char **command)
+{
+    int ends[2];
+    pid_t pid;
+
+    if (pipe2(ends, O_CLOEXEC) || (pid = vfork()) < 0)
+        fail("starting the workload");
+    if (!pid) {
+        dup2(ends[1], LOG_FD);
+        if (ends[1] == LOG_FD)
+            fcntl(LOG_FD, F_SETFD, 0);
+        execv(command[0], command);
+        _exit(127);
+    }
+    close(ends[1]);
+    return ends[0];
+}
+
+/* Passes the log on, line by line, until the workload is ready. */
+static void follow(int log)
+{
+    static char line[4096];
+    size_t held = 0;
+
+    for (;;) {
+        struct pollfd wait = {.fd = log, .events = POLLIN};
+        char *end;
+
+        reap();
+        if (poll(&wait, 1, 50) <= 0)
+            continue;
+        for (;;) {
+            ssize_t got = read(log, line + held, sizeof(line) - held);
+
+            if (got < 0 && errno == EINTR)
+                continue;
+            if (got <= 0) {
+                errno = 0;
+                fail("the workload ended before it was ready");
+            }
+            held += got;
+            break;
+        }
+        while ((end = memchr(line, '\n', held))) {
+            size_t length = end - line;
+
+            *end = 0;
+            if (!strcmp(line, "READY"))
+                return;
+            if (!strncmp(line, "FAILED ", 7))
+                fail(line + 7);
+            *end = '\n';
+            send_record("log", "-", line, length + 1);
+            held -= length + 1;
+            memmove(line, end + 1, held);
+        }
+    }
+}
+
+static void settle(void)
+{
+    for (int quiet = 0, tries = 0; quiet < 3; tries++) {
+        reap();
+        quiet = all_asleep() ? quiet + 1 : 0;
+        if (tries > 300)
+            fail("the workload is ready, but its processes do not come to rest");
+        usleep(100000);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    int with_smaps = 0, shrink = 0, word = 1, first = 1, log, count;
+
+    for (; first < argc && strchr(argv[first], '='); first++) {
+        if (!strcmp(argv[first], "smaps=1"))
+            with_smaps = 1;
+        else if (!strcmp(argv[first], "shrink=1"))
+            shrink = 1;
+        else if (!strcmp(argv[first], "word=0"))
+            word = 0;
+    }
+    if (first >= argc)
+        fail("no workload named");
+    memset(buffer, 1, sizeof(buffer));
+    memset(entries, 1, sizeof(entries));
+    memset(text, 1, sizeof(text));
+    memset(pids, 1, sizeof(pids));
+    memset(tids, 1, sizeof(tids));
+    open_port();
+    send_facts();
+    log = start(argv + first);
+    follow(log);
+    if (!word)
+        finish(); /* a storm: there is no state to describe */
+    settle();
+    if (shrink)
+        shrink_caches();
+    count = list_numbers("/proc", pids);
+    for (int i = 0; i < count; i++)
+        send_process(pids[i], with_smaps);
+    send_slab();
+    finish();
+}

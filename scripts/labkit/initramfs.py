@@ -1,0 +1,85 @@
+"""An initramfs: a cpio archive ("newc") of what a guest needs, written here.
+
+The format is a header of hexadecimal fields, the name and the content for each file, all padded to
+four bytes. Writing it ourselves takes no program, and no root for the device node.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from .errors import LabError
+from .programs import HERE
+from .system import BUSYBOX
+
+__all__ = ("Archive", "build", "read_module")
+
+
+def _padded(data: bytes) -> bytes:
+    return data + bytes(-len(data) % 4)
+
+
+class Archive:
+    """A cpio archive in the making; times and owners are zero, so equal content is equal bytes."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._inode = 0
+
+    def _add(
+        self, name: str, mode: int, data: bytes = b"", device: tuple[int, int] = (0, 0)
+    ) -> None:
+        self._inode += 1
+        encoded = name.encode() + b"\0"
+        fields = (
+            *(self._inode, mode, 0, 0, 1, 0, len(data), 0, 0),
+            *(device[0], device[1], len(encoded), 0),
+        )
+        header = b"070701" + "".join(f"{field:08X}" for field in fields).encode()
+        self._parts += [_padded(header + encoded), _padded(data)]
+
+    def directory(self, name: str) -> None:
+        self._add(name, stat.S_IFDIR | 0o755)
+
+    def file(self, name: str, data: bytes, mode: int = 0o644) -> None:
+        self._add(name, stat.S_IFREG | mode, data)
+
+    def character_device(self, name: str, major: int, minor: int) -> None:
+        self._add(name, stat.S_IFCHR | 0o600, device=(major, minor))
+
+    def finish(self) -> bytes:
+        self._add("TRAILER!!!", 0)
+        return b"".join(self._parts)
+
+
+def read_module(path: Path) -> bytes:
+    """A kernel module's ELF file, whichever way the package compresses it."""
+    data = path.read_bytes()
+    if path.suffix == ".xz":
+        return lzma.decompress(data)
+    if path.suffix == ".gz":
+        return gzip.decompress(data)
+    if path.suffix != ".ko":
+        raise LabError(f"The module {path.name} is compressed in a way the lab does not know.")
+    return data
+
+
+def build(programs: Mapping[str, Path], modules: Sequence[Path], command: Sequence[str]) -> bytes:
+    """The archive: busybox, our init, the programs in /lab, and the witness's arguments."""
+    archive = Archive()
+    for name in ("bin", "dev", "proc", "sys", "lab", "modules", "tmp"):
+        archive.directory(name)
+    archive.character_device("dev/console", 5, 1)
+    archive.file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
+    archive.file("init", (HERE / "guest" / "init").read_bytes(), 0o755)
+    for name, path in sorted(programs.items()):
+        archive.file(f"lab/{name}", path.read_bytes(), 0o755)
+    for number, module in enumerate(modules):
+        name = module.name.partition(".")[0]
+        archive.file(f"modules/{number:02}-{name}.ko", read_module(module))
+    archive.file("lab/command", (" ".join(command) + "\n").encode())
+    return archive.finish()

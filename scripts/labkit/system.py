@@ -1,0 +1,65 @@
+"""What the lab needs from the machine, checked before anything is begun."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import LabError
+
+__all__ = ("BUSYBOX", "Need", "for_capture", "for_packages", "require")
+
+BUSYBOX = Path("/bin/busybox")
+
+
+class Need:
+    """One thing that must be there, and the Debian package that brings it."""
+
+    def __init__(self, what: str, package: str, *, file_pattern: str | None = None) -> None:
+        self.what = what
+        self.package = package
+        self.file_pattern = file_pattern
+
+    def met(self) -> bool:
+        if self.file_pattern is not None:
+            return any(Path("/").glob(self.file_pattern))
+        return shutil.which(self.what) is not None
+
+
+class _StaticBusybox(Need):
+    # The dynamic busybox has the same name and place, and would not start in the guest.
+    def met(self) -> bool:
+        try:
+            head = BUSYBOX.read_bytes()[:4096]
+        except OSError:
+            return False
+        return b"ld-linux" not in head
+
+
+def for_packages() -> list[Need]:
+    """What fetching and unpacking packages takes."""
+    return [Need("apt-get", "apt"), Need("dpkg-deb", "dpkg"), Need("tar", "tar")]
+
+
+def for_capture() -> list[Need]:
+    """What building and running a guest takes."""
+    return [
+        *for_packages(),
+        Need("qemu-system-x86_64", "qemu-system-x86"),
+        _StaticBusybox("busybox", "busybox-static"),
+        Need("gcc", "gcc"),
+        Need("libc.a", "libc6-dev", file_pattern="usr/lib/*-linux-gnu/libc.a"),
+    ]
+
+
+def require(needs: Sequence[Need]) -> None:
+    """Raise LabError with the one line that installs what is missing."""
+    missing = [need for need in needs if not need.met()]
+    if missing:
+        names = ", ".join(need.what for need in missing)
+        packages = " ".join(dict.fromkeys(need.package for need in missing))
+        raise LabError(
+            f"The lab needs {names} on this machine. To install:\n"
+            f"    apt-get install --no-install-recommends {packages}"
+        )
