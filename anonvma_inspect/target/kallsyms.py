@@ -1,6 +1,6 @@
 """Addresses of the kernel's symbols, from its own kallsyms tables or from their text form.
 
-Follows ``kernel/kallsyms.c`` and ``scripts/kallsyms.c`` of v6.1, v6.12 and v7.2. Which of their
+Follows ``kernel/kallsyms.c`` and ``scripts/kallsyms.c`` of v6.1, v6.12 and v7.0. Which of their
 forms a kernel has is told by the tables that VMCOREINFO names and by the addresses that it gives
 for a few symbols, never by the release. VMCOREINFO names the tables since Linux kernel commit
 f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms symbol") (in v6.0).
@@ -142,12 +142,13 @@ class Kallsyms:
             signed = offsets.astype(np.int64).view(np.uint64)
             if "SYMBOL(kallsyms_relative_base)" in self._vmcoreinfo:
                 base_bytes = self._bytes(self._symbol("kallsyms_relative_base"), 8)
-                base = np.frombuffer(base_bytes, "<u8")[0]
+                base = np.frombuffer(base_bytes, "<u8")
                 # CONFIG_KALLSYMS_ABSOLUTE_PERCPU: what is not negative is an address.
                 absolute = np.where(offsets < 0, base - np.uint64(1) - signed, signed)
                 candidates = [absolute, base + offsets.view("<u4").astype(np.uint64)]
             else:
-                # There is no base in v7.x: an offset is relative to where it is itself.
+                # Since Linux kernel commit a081b5789255 ("kallsyms: Get rid of kallsyms relative
+                # base") (in v7.0), an offset is relative to where it is itself.
                 places = np.uint64(table) + np.uint64(4) * np.arange(count, dtype=np.uint64)
                 candidates.append(places + signed)
         known = {}
