@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.layouts import Field, Layouts
 
-__all__ = ("Era", "Record", "resolve_era")
+__all__ = ("Era", "Record", "resolve_era", "resolve_record")
 
 _UNSIGNED = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 _SIGNED = {1: "<i1", 2: "<i2", 4: "<i4", 8: "<i8"}
@@ -114,8 +114,7 @@ class Era:
         return "rb_leftmost" in self.anon_vma
 
 
-# The spelling of each field, newest first: `name` or `name=path` or, where the path changed,
-# `name=path|older path`. A leading `?` marks a field that some kernels lack.
+# The fields that the walks need, in the spelling of resolve_record().
 _TASK = (
     "tasks_next=tasks.next",
     "tasks_prev=tasks.prev",
@@ -207,13 +206,13 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
     :raises TargetError: if the kernel fits no era that is understood; it names what is missing.
     """
     missing: list[str] = []
-    task = _record(layouts, "task_struct", _TASK, missing)
-    signal = _record(layouts, "signal_struct", _SIGNAL, missing)
-    mm = _record(layouts, "mm_struct", _MM, missing)
-    maple_node = _record(layouts, "maple_node", _MAPLE_NODE, missing)
-    vma = _record(layouts, "vm_area_struct", _VMA, missing)
-    avc = _record(layouts, "anon_vma_chain", _AVC, missing)
-    anon_vma = _record(layouts, "anon_vma", _ANON_VMA, missing)
+    task = resolve_record(layouts, "task_struct", _TASK, missing)
+    signal = resolve_record(layouts, "signal_struct", _SIGNAL, missing)
+    mm = resolve_record(layouts, "mm_struct", _MM, missing)
+    maple_node = resolve_record(layouts, "maple_node", _MAPLE_NODE, missing)
+    vma = resolve_record(layouts, "vm_area_struct", _VMA, missing)
+    avc = resolve_record(layouts, "anon_vma_chain", _AVC, missing)
+    anon_vma = resolve_record(layouts, "anon_vma", _ANON_VMA, missing)
     if "num_children" not in anon_vma and "degree" not in anon_vma:
         missing.append("anon_vma.num_children (or .degree)")
     if ("num_children" in anon_vma) != ("num_active_vmas" in anon_vma):
@@ -239,9 +238,15 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
     )
 
 
-def _record(
+def resolve_record(
     layouts: Layouts, struct: str, spellings: tuple[str, ...], missing: list[str]
 ) -> Record:
+    """Find the fields of one struct.
+
+    :param spellings: ``name``, or ``name=path`` with the member's path, or
+        ``name=path|older path``; with a leading ``?`` if some kernels lack it.
+    :param missing: What is needed and not found is appended here.
+    """
     size = layouts.size(struct)
     if size is None:
         missing.append(f"struct {struct}")

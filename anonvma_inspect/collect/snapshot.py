@@ -1,0 +1,150 @@
+"""Saving what an audit reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import numpy as np
+
+from anonvma_inspect.collect.collector import collect
+from anonvma_inspect.collect.paths import file_paths
+from anonvma_inspect.collect.reader import Progress
+from anonvma_inspect.errors import UsageError
+from anonvma_inspect.tables import Tables
+from anonvma_inspect.target.memory import RecordingMemory
+from anonvma_inspect.target.snapshot import SnapshotHeader, compress, pack
+from anonvma_inspect.target.target import Target
+
+__all__ = ("Saved", "check_output", "save_snapshot")
+
+# Types that a snapshot describes whole. What the walks read is here, and what a person who opens
+# the file in drgn wants to look at: the rest of the same objects.
+_TYPES = (
+    "anon_vma",
+    "anon_vma_chain",
+    "dentry",
+    "file",
+    "inode",
+    "kmem_cache",
+    "list_head",
+    "maple_node",
+    "maple_tree",
+    "mm_struct",
+    "mount",
+    "path",
+    "qstr",
+    "rb_node",
+    "rb_root_cached",
+    "rw_semaphore",
+    "signal_struct",
+    "task_struct",
+    "vfsmount",
+    "vm_area_struct",
+)
+# Fields that no walk reads yet, but that tell who holds a lock and what a process was doing.
+_FIELDS = {
+    "task_struct": ("__state", "state", "exit_state", "on_cpu", "real_parent", "group_leader"),
+    "mm_struct": ("mm_count", "mmap_lock", "mm_lock_seq", "owner", "total_vm"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What was written.
+
+    :ivar bytes: Length of the file.
+    :ivar tables: What it holds.
+    """
+
+    path: str
+    bytes: int
+    anonymized: bool
+    tables: Tables
+
+
+def check_output(path: str, *, force: bool) -> None:
+    """Refuse a file that cannot or must not be written, before the target is opened.
+
+    :raises UsageError: if it exists and ``force`` is not set, or cannot be made.
+    """
+    output = Path(path)
+    if output.is_dir():
+        raise UsageError(f"{path}: a directory; name the file to write")
+    if output.exists() and not force:
+        raise UsageError(f"{path}: exists already; --force overwrites it")
+    parent = output.parent
+    if not parent.is_dir():
+        raise UsageError(f"{path}: there is no directory {parent}")
+    if not os.access(parent, os.W_OK):
+        raise UsageError(f"{path}: no permission to write in {parent}")
+
+
+def save_snapshot(
+    target: Target,
+    path: str,
+    *,
+    force: bool = False,
+    anonymize: bool = False,
+    progress: Progress | None = None,
+) -> Saved:
+    """Write a snapshot of a target: everything that an audit of it reads, and nothing else.
+
+    :param path: A name that ends in ``.xz`` is compressed.
+    :param force: Overwrite an existing file.
+    :param anonymize: Leave out the names of commands and files.
+    :raises UsageError: if the file cannot or must not be written.
+    :raises TargetError: if the target has no BTF to take the needed types from.
+    """
+    check_output(path, force=force)
+    btf = target.load_btf().reduce(_TYPES)
+    recording = RecordingMemory(target.memory)
+    recorded = dataclasses.replace(target, memory=recording)
+    tables = collect(recorded, progress=progress)
+    names = tables.tasks.address + np.uint64(tables.era.task.offset("comm"))
+    for struct, addresses in (
+        ("task_struct", tables.tasks.address),
+        ("mm_struct", tables.mms.address),
+    ):
+        for name in _FIELDS[struct]:
+            field = target.layouts.field(struct, name)
+            if field is not None:
+                recording.gather(addresses + np.uint64(field.offset), field.size)
+    walks = ["audit"]
+    if not anonymize:
+        file_paths(recorded, tables.vmas.vm_file)
+        walks.append("file names")
+    header = SnapshotHeader(
+        release=target.release,
+        machine=target.architecture,
+        page_size=target.page_size,
+        ram=[[int(start), int(end)] for start, end in target.space.ram],
+        symbols={name: target.symbols[name] for name in sorted(target.symbols)},
+        walks=walks,
+        anonymized=anonymize,
+    )
+    blank = bytes(tables.era.task.fields["comm"].size)
+    data = pack(
+        header,
+        btf,
+        target.vmcoreinfo,
+        target.memory,
+        recording.ranges(),
+        {int(address): blank for address in names} if anonymize else None,
+    )
+    if path.endswith(".xz"):
+        data = compress(data)
+    _write(Path(path), data)
+    return Saved(path, len(data), anonymize, tables)
+
+
+# The name appears only when the file is whole.
+def _write(path: Path, data: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(data)
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None
