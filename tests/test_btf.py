@@ -160,6 +160,7 @@ def test_names(btf: Btf) -> None:
     # No part of another name, and no offset 0.
     assert btf.find("ther") == btf.find("") == btf.find("a b") == btf.find("other\0twin") == []
     assert btf.find("run") == []
+    assert btf.find("unsigned long") == btf.find("long unsigned int") == [2]
 
 
 @pytest.mark.parametrize(
@@ -287,7 +288,9 @@ def header(**changes: int) -> bytes:
     [
         (b"", "too few"),
         (header(magic=0x9FEB), "big-endian"),
-        (header(magic=0x457F), "not BTF"),
+        (header(magic=0x1234), "not BTF"),
+        (b"\x7fELF" + bytes(60), "an ELF file"),
+        (bytes((1 << 26) + 1), "more than any"),
         (header(version=2), "version 2"),
         (header(size=8), "header of 8"),
         (header(size=1 << 31), "header of"),
@@ -364,6 +367,14 @@ def test_nothing_refers_to_sections_and_functions() -> None:
         BtfLayouts(btf).field("s", "a")
     with pytest.raises(TargetError, match="DATASEC"):
         btf.reduce(["s"])
+
+
+def test_too_many_members_are_refused() -> None:
+    w = Writer()
+    w.integer("u8", 1)
+    w.types += struct.pack("<3I", 0, Kind.STRUCT << 24 | 1 << 17, 8) + bytes(12 << 17)
+    with pytest.raises(TargetError, match="more than 65536 members"):
+        Btf(w.section()).record(2)
 
 
 def test_long_names_are_refused() -> None:

@@ -135,6 +135,10 @@ _MAX_PARTS = 200
 # Several times KSYM_NAME_LEN. Without a limit, 100,000 names could share one of 4 MB.
 _MAX_NAME = 4096
 
+# The largest kernels have some 20 MB of types, and some 1,000 members or enumerators in one.
+_MAX_SECTION = 1 << 26
+_MAX_MEMBERS = 1 << 16
+
 # BTF does not tell the size of a pointer; this package inspects 64-bit kernels.
 _POINTER_SIZE = 8
 
@@ -148,6 +152,7 @@ _C_NAMES = {
     "long long unsigned int": "unsigned long long",
     "__int128 unsigned": "unsigned __int128",
 }
+_BTF_NAMES = {name: written for written, name in _C_NAMES.items()}
 
 _LAYOUT_KINDS = {
     Kind.VOID: "void",
@@ -169,7 +174,7 @@ class Btf:
     Opening it finds where each type's record begins, which takes about 0.2 microseconds a type;
     everything else is decoded when it is asked for.
 
-    :param data: The section, from its header on. It is kept, not copied.
+    :param data: The section, from its header on. It is kept, not copied, but for the strings.
     :param origin: What to call it in error messages.
     :raises TargetError: if it is not BTF, damaged, or of a kind that this cannot read.
     """
@@ -313,7 +318,7 @@ class Btf:
         elif tag:
             rest = name
         for kinds in groups:
-            ids = self.ids(rest, *kinds)
+            ids = self.ids(rest, *kinds) or self.ids(_BTF_NAMES.get(rest, ""), *kinds)
             if ids:
                 return ids
         return []
@@ -322,9 +327,16 @@ class Btf:
     def _sections(self, section: memoryview) -> tuple[memoryview, memoryview, memoryview]:
         if len(section) < _HEADER.size:
             raise self._damaged(f"{len(section)} bytes are too few for a header")
+        if len(section) > _MAX_SECTION:
+            raise self._damaged(f"{len(section)} bytes are more than any kernel's")
         magic, version, _, header_size, *bounds = _HEADER.unpack_from(section)
         if magic == 0x9FEB:
             raise TargetError(f"{self.origin}: big-endian BTF is not supported")
+        if bytes(section[:4]) == b"\x7fELF":
+            raise TargetError(
+                f"{self.origin}: an ELF file, not raw BTF; raw is /sys/kernel/btf/vmlinux, or what "
+                "objcopy -O binary -j .BTF --set-section-flags .BTF=alloc writes"
+            )
         if magic != _MAGIC:
             raise TargetError(f"{self.origin}: not BTF: it begins with {magic:#06x}, not 0xeb9f")
         if version != 1:
@@ -410,6 +422,8 @@ class Btf:
         kind = self.kind(type_id)
         if kind == Kind.VOID:
             return Record(0, kind, "void")
+        if int(self._info[type_id - 1]) & 0xFFFFFF > _MAX_MEMBERS:
+            raise self._damaged(f"type {type_id} has more than {_MAX_MEMBERS} members")
         name_offset, info, value, *rest = self._record_words(type_id)
         name = self._string(name_offset)
         flag = bool(info >> 31)

@@ -163,10 +163,12 @@ class Kallsyms:
 
     # Sum of the weights of each name's characters.
     def _sum_names(self) -> NDArray[np.uint32]:
-        weights = np.array([_weigh(token) for token in self._tokens], np.uint32)[self._names]
+        tokens = np.array([_weigh(token) for token in self._tokens], np.uint32)
+        weights = np.zeros(len(self._names) + 1, np.uint32)
+        weights[:-1] = tokens[self._names]
         # From the start of each name to its end, and from there to the next one's (not wanted).
         bounds = np.stack((self._first, self._ends), axis=1).ravel()
-        sums = np.add.reduceat(np.append(weights, np.uint32(0)), bounds, dtype=np.uint32)[::2]
+        sums = np.add.reduceat(weights, bounds, dtype=np.uint32)[::2]
         # The first character is no part of the name: it is the symbol's type.
         types = np.array([_weigh(token[:1]) for token in self._tokens], np.uint32)
         return sums - types[self._names[self._first]]
