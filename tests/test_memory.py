@@ -1,0 +1,199 @@
+"""Reading in bulk: every kind of memory answers alike, and never what it does not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from anonvma_inspect.target.memory import (
+    AddressSpace,
+    Memory,
+    OverlayMemory,
+    PagedMemory,
+    RecordingMemory,
+    SegmentMemory,
+    U64Column,
+    merge_ranges,
+    take_rows,
+)
+
+BASE = 0xFFFF888000000000
+PAGE = 4096
+# Pages of a toy machine; the one in the middle is missing.
+PRESENT = (0, 1, 3, 7)
+IMAGE = np.random.default_rng(1).integers(0, 256, 8 * PAGE, dtype=np.uint8)
+
+
+def column(*addresses: int) -> U64Column:
+    return np.array(addresses, dtype=np.uint64)
+
+
+def oracle(address: int, size: int) -> bytes | None:
+    """The bytes, one by one."""
+    offsets = range(address - BASE, address - BASE + size)
+    if any(not 0 <= offset < len(IMAGE) or offset // PAGE not in PRESENT for offset in offsets):
+        return None
+    return bytes(int(IMAGE[offset]) for offset in offsets)
+
+
+def known(address: int, size: int) -> bytes:
+    data = oracle(address, size)
+    assert data is not None
+    return data
+
+
+def paged() -> PagedMemory:
+    def read(address: int, size: int) -> bytes:
+        data = oracle(address, size)
+        if data is None:
+            raise LookupError
+        return data
+
+    return PagedMemory(read, PAGE)
+
+
+def segments() -> SegmentMemory:
+    """The same machine as a file: pages in another order, neighbours in one segment."""
+    start = column(BASE, BASE + 3 * PAGE, BASE + 7 * PAGE)
+    size = column(2 * PAGE, PAGE, PAGE)
+    offset = column(100 + 2 * PAGE, 100 + PAGE, 100)
+    file = np.zeros(100 + 4 * PAGE, dtype=np.uint8)
+    for at, length, to in zip(start, size, offset, strict=True):
+        source = int(at) - BASE
+        file[int(to) : int(to + length)] = IMAGE[source : source + int(length)]
+    return SegmentMemory(file, start, size, offset)
+
+
+@pytest.mark.parametrize("make", [paged, segments])
+@settings(max_examples=200)
+@given(
+    offsets=st.lists(st.integers(-20, 8 * PAGE + 20), max_size=12),
+    size=st.sampled_from([1, 2, 4, 8, 16, 64, 176, PAGE, PAGE + 8, 2 * PAGE]),
+)
+def test_gather_is_the_oracle(make: Callable[[], Memory], offsets: list[int], size: int) -> None:
+    memory = make()
+    addresses = column(*(BASE + offset for offset in offsets))
+    rows, present = memory.gather(addresses, size)
+    assert rows.shape == (len(offsets), size)
+    for address, row, there in zip(addresses, rows, present, strict=True):
+        expected = oracle(int(address), size)
+        assert there == (expected is not None)
+        assert row.tobytes() == (expected if expected is not None else bytes(size))
+
+
+@pytest.mark.parametrize("make", [paged, segments])
+def test_never_the_lower_half(make: Callable[[], Memory]) -> None:
+    """In QEMU's ELF dumps physical address 0 answers for a NULL pointer."""
+    memory = make()
+    _, present = memory.gather(column(0, 8, 1 << 40, 2**64 - 4, 2**64 - 1), 8)
+    assert not present.any()
+
+
+def test_lower_half_is_not_read_even_where_there_is_something() -> None:
+    everything = PagedMemory(lambda _, size: b"\xff" * size, PAGE)
+    rows, present = everything.gather(column(0, 1 << 46, 1 << 63), 8)
+    assert present.tolist() == [False, False, True]
+    assert rows[0].tobytes() == bytes(8)
+
+
+def test_fallback_answers_where_no_segment_does() -> None:
+    whole = np.arange(PAGE, dtype=np.uint64).view(np.uint8)[:PAGE]
+    memory = SegmentMemory(whole, column(BASE), column(64), column(0), fallback=paged())
+    rows, present = memory.gather(column(BASE, BASE + 3 * PAGE, BASE + 2 * PAGE), 8)
+    assert present.tolist() == [True, True, False]
+    assert rows[0].tobytes() == whole[:8].tobytes()
+    assert rows[1].tobytes() == known(BASE + 3 * PAGE, 8)
+
+
+def test_words_not_captured_are_absent() -> None:
+    captured = np.ones(PAGE // 8, dtype=bool)
+    captured[3] = False
+    memory = SegmentMemory(
+        IMAGE[:PAGE],
+        column(BASE),
+        column(PAGE),
+        column(0),
+        captured=captured,
+        captured_from=0,
+    )
+    _, present = memory.gather(column(BASE + 16, BASE + 20, BASE + 24, BASE + 28, BASE + 32), 4)
+    assert present.tolist() == [True, True, False, False, True]
+    _, present = memory.gather(column(BASE, BASE + 8, BASE + 32), 24)
+    assert present.tolist() == [True, False, True]
+
+
+def test_overlay_replaces_words_only() -> None:
+    memory = OverlayMemory(paged(), {BASE + 8: 0x1122334455667788, BASE + 2 * PAGE: 1})
+    rows, present = memory.gather(column(BASE + 4, BASE + 8, BASE + 12, BASE + 16), 8)
+    new = (0x1122334455667788).to_bytes(8, "little")
+    assert rows[0].tobytes() == known(BASE + 4, 4) + new[:4]
+    assert rows[1].tobytes() == new
+    assert rows[2].tobytes() == new[4:] + known(BASE + 16, 4)
+    assert rows[3].tobytes() == known(BASE + 16, 8)
+    assert present.all()
+    _, present = memory.gather(column(BASE + 2 * PAGE), 8)
+    assert not present[0], "an overlay makes no missing page appear"
+
+
+def test_recording_keeps_whole_words_of_what_was_there() -> None:
+    memory = RecordingMemory(paged())
+    memory.gather(column(BASE + 4, BASE + 2 * PAGE), 8)
+    memory.gather(column(BASE + 24, BASE + 16), 8)
+    assert memory.ranges().tolist() == [[BASE, BASE + 32]]
+
+
+def test_recording_joins_many_readings() -> None:
+    memory = RecordingMemory(paged())
+    for offset in range(0, 1000, 8):
+        memory.gather(column(BASE + offset), 8)
+    assert memory.ranges().tolist() == [[BASE, BASE + 1000]]
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=10))
+def test_merge_ranges_is_the_union(pairs: list[tuple[int, int]]) -> None:
+    merged = merge_ranges(np.array(pairs, dtype=np.uint64).reshape(-1, 2))
+    points = {point for low, high in pairs for point in range(low, high)}
+    assert {point for low, high in merged.tolist() for point in range(low, high)} == points
+    flat = merged.reshape(-1).tolist()
+    assert flat == sorted(set(flat)), "sorted, disjoint, not touching, none empty"
+
+
+def test_take_rows_at_both_ends() -> None:
+    buffer = np.arange(10, dtype=np.uint8)
+    assert take_rows(buffer, np.array([0, 7, 3]), 3).tolist() == [[0, 1, 2], [7, 8, 9], [3, 4, 5]]
+    assert take_rows(buffer, np.array([], dtype=np.int64), 64).shape == (0, 64)
+
+
+SPACE = AddressSpace(
+    np.array([[BASE, BASE + PAGE], [BASE + 2 * PAGE, BASE + 4 * PAGE]], dtype=np.uint64), PAGE
+)
+
+
+@pytest.mark.parametrize(
+    ("address", "wild"),
+    [
+        (BASE, False),
+        (BASE + PAGE - 64, False),
+        (BASE + PAGE - 56, True),  # reaches out of RAM
+        (BASE + PAGE, True),
+        (BASE + 2 * PAGE, False),
+        (BASE + 4, True),  # misaligned
+        (BASE - 64, True),
+        (0, True),
+        (0xDEAD000000000100, True),  # LIST_POISON1
+        (0x0000DEADBEEF0000, True),  # not canonical, or a user's
+        (2**64 - 64, True),
+        (2**64 - 8, True),  # wraps
+    ],
+)
+def test_wild(address: int, wild: bool) -> None:
+    assert SPACE.wild(column(address), 64).tolist() == [wild]
+
+
+def test_without_ram_everything_is_wild() -> None:
+    nothing = AddressSpace(np.empty((0, 2), dtype=np.uint64), PAGE)
+    assert nothing.wild(column(BASE, 0), 8).all()
