@@ -118,6 +118,13 @@ _SIZED = frozenset(
 )
 _COMPOUND = frozenset((Kind.STRUCT, Kind.UNION))
 _ENUMS = frozenset((Kind.ENUM, Kind.ENUM64))
+# What a name can mean, by its tag; without one, the first of these that there is.
+_TAGS = {
+    "struct": (Kind.STRUCT,),
+    "union": (Kind.UNION,),
+    "enum": (Kind.ENUM, Kind.ENUM64),
+    "": (Kind.TYPEDEF, Kind.INT, Kind.FLOAT),
+}
 _QUALIFIERS = {Kind.CONST: "const", Kind.VOLATILE: "volatile", Kind.RESTRICT: "restrict"}
 # Nothing refers to these by its type.
 _UNREFERENCED = frozenset((Kind.FUNC, Kind.VAR, Kind.DATASEC, Kind.DECL_TAG))
@@ -278,9 +285,8 @@ class Btf:
     def enumerator(self, name: str) -> int | None:
         """Value of an enumeration constant of whatever enum; None if there is none of that name."""
         owner = self._enum_of(name)
-        if owner is None:
-            return None
-        return next(e.value for e in self.record(owner).enumerators if e.name == name)
+        enumerators = () if owner is None else self.record(owner).enumerators
+        return next((e.value for e in enumerators if e.name == name), None)
 
     def reduce(self, names: Iterable[str]) -> bytes:
         """Write a smaller BTF section that is the same to whoever asks for the named types.
@@ -307,17 +313,9 @@ class Btf:
             unions, the enums, or the typedefs.
         """
         tag, _, rest = name.rpartition(" ")
-        groups: tuple[tuple[Kind, ...], ...] = (
-            (Kind.STRUCT,),
-            (Kind.UNION,),
-            (Kind.ENUM, Kind.ENUM64),
-            (Kind.TYPEDEF, Kind.INT, Kind.FLOAT),
-        )
-        if tag in _TAGS:
-            groups = groups[_TAGS[tag] : _TAGS[tag] + 1]
-        elif tag:
-            rest = name
-        for kinds in groups:
+        if tag not in _TAGS:
+            tag, rest = "", name
+        for kinds in (_TAGS[tag],) if tag else _TAGS.values():
             ids = self.ids(rest, *kinds) or self.ids(_BTF_NAMES.get(rest, ""), *kinds)
             if ids:
                 return ids
@@ -586,9 +584,6 @@ class Btf:
     def _references(self, type_id: int) -> list[int]:
         words = self._record_words(type_id)
         return [words[at] for at in _reference_positions(self.kind(type_id), len(words))]
-
-
-_TAGS = {"struct": 0, "union": 1, "enum": 2}
 
 
 # Words of a record, by its info word.
