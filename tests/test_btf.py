@@ -265,7 +265,7 @@ def test_layout_section_describes_unknown_kinds() -> None:
     w = Writer()
     w.add(25, "", 0, 1, 2, 3, 4, 5, vlen=2)
     w.integer("int", 4, SIGNED)
-    with pytest.raises(TargetError, match="kind 25, which is newer"):
+    with pytest.raises(TargetError, match="kind 25, which is not known"):
         Btf(w.section())
     # One word that is always there, two words each.
     layout = bytes(4 * 25) + bytes((4, 8, 0, 0))

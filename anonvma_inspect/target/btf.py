@@ -380,8 +380,8 @@ class Btf:
             if isinstance(error, IndexError):
                 raise self._damaged(f"truncated: type {len(starts)} has no end") from None
             raise TargetError(
-                f"{self.origin}: type {len(starts)} is of kind {error}, which is newer than this "
-                "program, and no layout section describes it"
+                f"{self.origin}: type {len(starts)} is of kind {error}, which is not known "
+                "here, and no layout section describes it; give the types with -s (a vmlinux)"
             ) from None
         if at != end:
             raise self._damaged(f"type {len(starts)} runs past the end of the types")
