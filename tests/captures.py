@@ -1,0 +1,68 @@
+"""Captured kernels, each with the guest's own word for what is in it.
+
+They are the fixtures of the repository, and whatever a run of the lab left in the directory that
+the environment variable ``ANONVMA_CAPTURES`` names: there full dumps (``NAME.core``) and their
+manifests (``NAME.json``).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anonvma_inspect.collect import collect
+from anonvma_inspect.tables import Tables
+from anonvma_inspect.target import Target, TargetOptions, open_target
+
+__all__ = ("CAPTURES", "Capture")
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A core and its manifest."""
+
+    core: Path
+    manifest_path: Path
+
+    @property
+    def name(self) -> str:
+        return self.manifest_path.stem
+
+    @functools.cached_property
+    def manifest(self) -> Any:
+        return json.loads(self.manifest_path.read_text())
+
+    @functools.cached_property
+    def target(self) -> Target:
+        return open_target(TargetOptions(core=str(self.core)))
+
+    @functools.cached_property
+    def tables(self) -> Tables:
+        return collect(self.target)
+
+    def processes(self) -> list[Any]:
+        """The guest's word for every process that has an address space."""
+        return [process for process in self.manifest["word"]["processes"] if process["maps"]]
+
+
+def _find() -> list[Capture]:
+    captures = [
+        Capture(manifest.with_suffix(".core.xz"), manifest)
+        for manifest in sorted(FIXTURES.glob("*.json"))
+    ]
+    directory = os.environ.get("ANONVMA_CAPTURES")
+    if directory is not None:
+        captures += [
+            Capture(manifest.with_suffix(".core"), manifest)
+            for manifest in sorted(Path(directory).glob("*.json"))
+        ]
+    return captures
+
+
+CAPTURES = _find()
