@@ -169,7 +169,7 @@ def test_take_rows_at_both_ends() -> None:
 
 
 SPACE = AddressSpace(
-    np.array([[BASE, BASE + PAGE], [BASE + 2 * PAGE, BASE + 4 * PAGE]], dtype=np.uint64), PAGE
+    np.array([[BASE, BASE + PAGE], [BASE + 2 * PAGE, BASE + 4 * PAGE]], dtype=np.uint64), PAGE, BASE
 )
 
 
@@ -195,5 +195,5 @@ def test_wild(address: int, wild: bool) -> None:
 
 
 def test_without_ram_everything_is_wild() -> None:
-    nothing = AddressSpace(np.empty((0, 2), dtype=np.uint64), PAGE)
+    nothing = AddressSpace(np.empty((0, 2), dtype=np.uint64), PAGE, BASE)
     assert nothing.wild(column(BASE, 0), 8).all()

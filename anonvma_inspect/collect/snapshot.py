@@ -120,6 +120,7 @@ def save_snapshot(
         machine=target.architecture,
         page_size=target.page_size,
         ram=[[int(start), int(end)] for start, end in target.space.ram],
+        direct_map=target.space.direct_map,
         symbols={name: target.symbols[name] for name in sorted(target.symbols)},
         walks=walks,
         anonymized=anonymize,

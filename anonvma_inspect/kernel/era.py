@@ -19,6 +19,8 @@ from anonvma_inspect.target.layouts import Field, Layouts
 __all__ = ("Era", "Record", "resolve_era", "resolve_record")
 
 _UNSIGNED = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
+# No struct here comes near; a damaged BTF must not decide how much memory a row takes.
+_MAX_SIZE = 1 << 16
 _SIGNED = {1: "<i1", 2: "<i2", 4: "<i4", 8: "<i8"}
 
 
@@ -248,7 +250,7 @@ def resolve_record(
     :param missing: What is needed and not found is appended here.
     """
     size = layouts.size(struct)
-    if size is None:
+    if size is None or size > _MAX_SIZE:
         missing.append(f"struct {struct}")
         return Record(struct, 0, {})
     fields = {}

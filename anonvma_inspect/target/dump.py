@@ -45,6 +45,8 @@ SYMBOLS = (
 )
 _MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
 _MAX_BTF = 1 << 28
+# A segment whose physical address is not told, as in /proc/kcore.
+_NO_PADDR = np.uint64(2**64 - 1)
 
 
 def open_dump(
@@ -84,14 +86,15 @@ def open_dump(
         base = int.from_bytes(_must_read(prog, symbols["page_offset_base"], 8, path, cut), "little")
     shift = direct_map_shift(machine, facts, base)
     if core is not None:
-        ram = _shifted(core.load.paddr, core.load.memsz, shift)
+        physical = core.load.paddr != _NO_PADDR
+        ram = _shifted(core.load.paddr[physical], core.load.memsz[physical], shift)
         memory: Memory = _direct_map_memory(core, data, shift, paged)
     else:
         memory = paged
         ram = np.empty((0, 2), dtype=np.uint64)
         if "iomem_resource" in symbols:
-            physical = system_ram(paged, layouts, symbols["iomem_resource"])
-            ram = _shifted(physical[:, 0], physical[:, 1] - physical[:, 0], shift)
+            found = system_ram(paged, layouts, symbols["iomem_resource"])
+            ram = _shifted(found[:, 0], found[:, 1] - found[:, 0], shift)
     target = Target(
         kind="kdump" if core is None else "elf-core",
         release=facts["OSRELEASE"],
@@ -100,7 +103,7 @@ def open_dump(
         path=path,
         live=False,
         memory=memory,
-        space=AddressSpace(ram, page_size),
+        space=AddressSpace(ram, page_size, shift),
         layouts=layouts,
         symbols=symbols,
         vmcoreinfo=vmcoreinfo,
@@ -228,6 +231,7 @@ def _direct_map_memory(
     length = np.uint64(len(data))
     end = np.minimum(load.offset + load.filesz, length)
     size = np.where(end > load.offset, end - load.offset, np.uint64(0))
+    size[load.paddr == _NO_PADDR] = 0
     start = load.paddr + np.uint64(shift)
     order = np.lexsort((np.uint64(2**64 - 1) - size, start))
     start, size, offset = start[order], size[order], load.offset[order]

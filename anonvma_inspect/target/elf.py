@@ -170,12 +170,17 @@ def _parse_notes(data: bytes) -> list[Note]:
 
 
 def write_core(
-    machine: str, notes: list[Note], vaddr: NDArray[np.uint64], sizes: NDArray[np.uint64]
+    machine: str,
+    notes: list[Note],
+    vaddr: NDArray[np.uint64],
+    paddr: NDArray[np.uint64],
+    sizes: NDArray[np.uint64],
 ) -> bytes:
     """Build everything of a core file that stands before the data of its segments.
 
     :param machine: "x86_64" or "aarch64".
     :param vaddr: Start of each ``PT_LOAD`` segment; their data follow each other in this order.
+    :param paddr: Its physical address; ``2**64 - 1`` where there is none.
     :param sizes: Bytes of each segment.
     :return: The head of the file, padded to a page; the segments' data come straight behind it.
     """
@@ -200,7 +205,7 @@ def write_core(
     load["vaddr"] = vaddr
     load["filesz"] = load["memsz"] = sizes
     load["offset"] = data_at + np.cumsum(sizes) - sizes
-    load["paddr"] = 2**64 - 1
+    load["paddr"] = paddr
     load["align"] = 8
     code = {"x86_64": EM_X86_64, "aarch64": EM_AARCH64}[machine]
     ehdr = _EHDR.pack(

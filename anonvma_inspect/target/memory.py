@@ -92,10 +92,12 @@ class AddressSpace:
     :ivar ram: Shape (n, 2): half-open virtual ranges of the direct map that are backed by RAM,
         sorted and disjoint.
     :ivar page_size: Bytes.
+    :ivar direct_map: Virtual address of physical address 0, modulo 2**64.
     """
 
     ram: U64Column
     page_size: int
+    direct_map: int
 
     def in_ram(self, addresses: U64Column) -> BoolColumn:
         """Which addresses lie in RAM's direct map.

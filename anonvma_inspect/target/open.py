@@ -78,7 +78,11 @@ def _open_snapshot(path: str, snapshot: Snapshot, options: TargetOptions) -> Tar
         path=path,
         live=False,
         memory=snapshot.memory,
-        space=AddressSpace(np.array(header.ram, dtype=np.uint64).reshape(-1, 2), header.page_size),
+        space=AddressSpace(
+            np.array(header.ram, dtype=np.uint64).reshape(-1, 2),
+            header.page_size,
+            header.direct_map,
+        ),
         layouts=BtfLayouts(btf),
         symbols=header.symbols,
         vmcoreinfo=snapshot.vmcoreinfo,

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.elf import ElfCore, Note, write_core
-from anonvma_inspect.target.memory import WORD, Memory, SegmentMemory, U64Column
+from anonvma_inspect.target.memory import WORD, AddressSpace, Memory, SegmentMemory, U64Column
 
 __all__ = (
     "Snapshot",
@@ -51,6 +51,7 @@ class SnapshotHeader:
     :ivar machine: ``uname -m`` of the target.
     :ivar page_size: Bytes.
     :ivar ram: Virtual ranges of the direct map, as :attr:`AddressSpace.ram`.
+    :ivar direct_map: As :attr:`AddressSpace.direct_map`.
     :ivar symbols: Addresses of the symbols that the walks need.
     :ivar walks: The names of the walks whose reads are in the file.
     :ivar anonymized: Whether names of commands and files were left out.
@@ -60,6 +61,7 @@ class SnapshotHeader:
     machine: str
     page_size: int
     ram: list[list[int]]
+    direct_map: int
     symbols: dict[str, int]
     walks: list[str]
     anonymized: bool
@@ -163,6 +165,8 @@ def _parse_header(desc: bytes, path: str) -> SnapshotHeader:
                 isinstance(name, str) and isinstance(address, int) and 0 <= address < 2**64
                 for name, address in header.symbols.items()
             )
+            and isinstance(header.direct_map, int)
+            and 0 <= header.direct_map < 2**64
             and header.page_size in (1 << shift for shift in range(12, 17))
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
@@ -218,7 +222,15 @@ def pack(
         Note(_NOTE_NAME, _NOTE_BTF, btf),
         Note(_NOTE_NAME, _NOTE_CAPTURED, np.packbits(captured, bitorder="little").tobytes()),
     ]
-    return write_core(header.machine, notes, pages[:, 0], sizes) + body.tobytes()
+    space = AddressSpace(
+        np.array(header.ram, dtype=np.uint64).reshape(-1, 2), header.page_size, header.direct_map
+    )
+    paddr = np.where(
+        space.in_ram(pages[:, 0]),
+        pages[:, 0] - np.uint64(header.direct_map),
+        np.uint64(2**64 - 1),
+    )
+    return write_core(header.machine, notes, pages[:, 0], paddr, sizes) + body.tobytes()
 
 
 # The pages that hold the ranges, in runs; few enough of them for an ELF file, if need be by taking
