@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from anonvma_inspect.collect.collector import collect
+from anonvma_inspect.collect.collector import collect, collect_from
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
 
-__all__ = ("Saved", "check_output", "collect", "file_paths", "save_snapshot")
+__all__ = ("Saved", "check_output", "collect", "collect_from", "file_paths", "save_snapshot")

@@ -19,7 +19,7 @@ from anonvma_inspect.collect.reader import ObjectStore, Progress, Reader
 from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.collect.trees import TreeWalker, in_order
 from anonvma_inspect.errors import NotFoundError
-from anonvma_inspect.kernel.era import Era, resolve_era
+from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.locks import is_write_locked
 from anonvma_inspect.kernel.tags import decode_anon_vma
 from anonvma_inspect.tables import (
@@ -41,10 +41,11 @@ from anonvma_inspect.tables import (
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("collect",)
+__all__ = ("collect", "collect_from")
 
 _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
+_NO_NUMBERS: I64Column = np.empty(0, dtype=np.int64)
 
 
 def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None = None) -> Tables:
@@ -60,7 +61,42 @@ def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None 
     era = resolve_era(target.layouts, target.page_size, target.release)
     reader = Reader(target, progress)
     threads = read_threads(reader, era, target)
-    return _Collector(reader, era, threads, _tgids(threads, pids)).run(tuple(pids))
+    return _Collector(reader, era, threads, _tgids(threads, pids), bool(pids)).run(tuple(pids))
+
+
+def collect_from(
+    target: Target,
+    *,
+    vmas: Sequence[int] = (),
+    anon_vmas: Sequence[int] = (),
+    progress: Progress | None = None,
+) -> Tables:
+    """Read the families that some VMAs and anon_vmas belong to, as ``collect`` does with pids.
+
+    No mm is walked: of the VMAs, those are read that are named here or met in the families' trees.
+
+    :param vmas: Addresses of ``vm_area_struct`` objects. Nobody vouches for them: what is not there
+        is a hole of the tables, and what is no VMA shows as one that contradicts itself.
+    :param anon_vmas: Addresses of ``anon_vma`` objects, likewise.
+    :param progress: See :func:`collect`.
+    :raises TargetError: see :func:`collect`.
+    :raises NotFoundError: if an address cannot be that of such an object.
+    """
+    era = resolve_era(target.layouts, target.page_size, target.release)
+    reader = Reader(target, progress)
+    seeds = [
+        _seeds(reader, record, addresses)
+        for record, addresses in ((era.vma, vmas), (era.anon_vma, anon_vmas))
+    ]
+    collector = _Collector(reader, era, read_threads(reader, era, target), _NO_NUMBERS, True)
+    return collector.run((), *seeds)
+
+
+def _seeds(reader: Reader, record: Record, addresses: Sequence[int]) -> U64Column:
+    column = np.array(sorted(set(addresses)), dtype=np.uint64)
+    for address in column[reader.space.wild(column, record.size)]:
+        raise NotFoundError(f"{int(address):#x} is no {record.struct}: it is not in RAM")
+    return column
 
 
 # The processes (thread groups) that were asked for.
@@ -116,8 +152,12 @@ class _Mms:
 
 
 class _Collector:
-    def __init__(self, reader: Reader, era: Era, threads: Threads, tgids: I64Column) -> None:
+    # limited: only the mms of these tgids are walked, and only their families are read.
+    def __init__(
+        self, reader: Reader, era: Era, threads: Threads, tgids: I64Column, limited: bool
+    ) -> None:
         self._reader, self._era, self._threads, self._tgids = reader, era, threads, tgids
+        self._limited = limited
         self._mms = _Mms(reader, era)
         self._vmas = ObjectStore(era.vma)
         self._avcs = ObjectStore(era.avc)
@@ -126,14 +166,27 @@ class _Collector:
         self._tree_whole: BoolColumn = np.empty(0, dtype=bool)
         self._chain_end: U8Column = np.empty(0, dtype=np.uint8)
         self._chain_length: I64Column = np.empty(0, dtype=np.int64)
-        self._links: list[tuple[RowColumn, I64Column, U64Column]] = []
+        self._links: list[tuple[RowColumn, I64Column, U64Column]] = [
+            (_NO_NUMBERS, _NO_NUMBERS, _NO_ADDRESSES)
+        ]
         # How far the fixpoint has come: objects with higher numbers are new.
         self._avcs_done = 0
         self._anon_vmas_done = 0
 
-    def run(self, pids: tuple[int, ...]) -> Tables:
-        """Go on until nothing new is met."""
+    def run(
+        self,
+        pids: tuple[int, ...],
+        vmas: U64Column = _NO_ADDRESSES,
+        anon_vmas: U64Column = _NO_ADDRESSES,
+    ) -> Tables:
+        """Go on until nothing new is met.
+
+        :param vmas: VMAs to start from, beside those of the mms that are walked.
+        :param anon_vmas: anon_vmas to start from.
+        """
         self._start()
+        rows, present = self._reader.rows(self._era.vma, self._vmas.missing(vmas))
+        self._vmas.add(self._vmas.missing(vmas)[present], rows[present])
         while True:
             before = (
                 len(self._mms.address),
@@ -142,7 +195,7 @@ class _Collector:
                 len(self._anon_vmas),
             )
             self._walk_new_chains()
-            self._read_new_anon_vmas()
+            self._read_new_anon_vmas(anon_vmas)
             self._read_vmas_of_new_avcs()
             now = (len(self._mms.address), len(self._vmas), len(self._avcs), len(self._anon_vmas))
             if now == before:
@@ -150,7 +203,7 @@ class _Collector:
 
     def _start(self) -> None:
         addresses = np.unique(self._threads.mm)
-        if len(self._tgids):
+        if self._limited:
             named = np.isin(self._threads.tgid, self._tgids)
             walk = np.isin(addresses, self._threads.mm[named])
         else:
@@ -194,9 +247,9 @@ class _Collector:
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that
     # nothing else leads to; at rest there is none.
-    def _read_new_anon_vmas(self) -> None:
+    def _read_new_anon_vmas(self, seeds: U64Column) -> None:
         active, _ = decode_anon_vma(self._vmas.column("anon_vma"))
-        pointers = [self._avcs.column("anon_vma", self._avcs_done), active]
+        pointers = [self._avcs.column("anon_vma", self._avcs_done), active, seeds]
         self._avcs_done = len(self._avcs)
         while True:
             wanted = np.concatenate(pointers)
@@ -237,7 +290,7 @@ class _Collector:
         mm = mm[self._mms.find(mm) == NO_ROW]
         mm = mm[looks_like_mm(self._reader, era, mm)]
         if len(mm):
-            walk = np.full(len(mm), not len(self._tgids), dtype=bool)
+            walk = np.full(len(mm), not self._limited, dtype=bool)
             self._add_vmas_of(self._mms.add(mm, walk), listed=False)
 
     def _tables(self, pids: tuple[int, ...]) -> Tables:
@@ -295,7 +348,7 @@ class _Collector:
         threads, all_mms = self._threads, self._mms
         number = all_mms.find(threads.mm)
         used = all_mms.walked.copy()
-        if len(self._tgids):
+        if self._limited:
             owner = all_mms.find(self._vmas.column("vm_mm"))
             used[owner[owner != NO_ROW]] = True
         else:
