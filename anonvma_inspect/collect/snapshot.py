@@ -48,6 +48,7 @@ _FIELDS = {
     "task_struct": ("__state", "state", "exit_state", "on_cpu", "real_parent", "group_leader"),
     "mm_struct": ("mm_count", "mmap_lock", "mm_lock_seq", "owner", "total_vm"),
 }
+_VARIABLES = ("page_offset_base", "vmemmap_base")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +112,10 @@ def save_snapshot(
             field = target.layouts.field(struct, name)
             if field is not None:
                 recording.gather(addresses + np.uint64(field.offset), field.size)
+    # Variables that tell whoever opens the file as a plain dump where things lie.
+    for name in _VARIABLES:
+        if name in target.symbols:
+            recording.gather(np.array([target.symbols[name]], dtype=np.uint64), 8)
     walks = ["audit"]
     if not anonymize:
         file_paths(recorded, tables.vmas.vm_file)
