@@ -156,8 +156,7 @@ class ForkTree:
 
     def _arena(self, event: Any) -> None:
         self._base = int(event["base"], 16)
-        self._page = 4096
-        self._stride = event["stride"]
+        self._stride: int = event["stride"]
         self._pages = event["pages"]
         self._root = event["index"]
         self.pid[event["index"]] = event["pid"]
@@ -166,7 +165,7 @@ class ForkTree:
         }
 
     def _address(self, slot: int, page: int) -> int:
-        return self._base + (slot * self._stride + page) * self._page
+        return self._base + (slot * self._stride + page) * 4096
 
     def _map(self, event: Any) -> None:
         pass

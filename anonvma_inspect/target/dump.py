@@ -44,6 +44,8 @@ SYMBOLS = (
     "vmemmap_base",
 )
 _MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
+# What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
+_DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
 _MAX_BTF = 1 << 28
 # A segment whose physical address is not told, as in /proc/kcore.
 _NO_PADDR = np.uint64(2**64 - 1)
@@ -58,7 +60,10 @@ def open_dump(
     :param data: The whole file, mapped.
     :raises TargetError: if it cannot be understood.
     """
-    given = None if options.vmcoreinfo is None else map_file(options.vmcoreinfo).tobytes()
+    given = None
+    if options.vmcoreinfo is not None:
+        given = map_file(options.vmcoreinfo).tobytes()
+        parse_vmcoreinfo(given, options.vmcoreinfo)
     prog = _program(path, core, given)
     vmcoreinfo = given if given is not None else _vmcoreinfo(prog, core)
     facts = parse_vmcoreinfo(vmcoreinfo, options.vmcoreinfo or path)
@@ -114,24 +119,28 @@ def open_dump(
 
 
 def _program(path: str, core: ElfCore | None, vmcoreinfo: bytes | None) -> drgn.Program:
-    prog = drgn.Program(vmcoreinfo=vmcoreinfo)
-    try:
-        prog.set_core_dump(path)
-    except (ValueError, OSError, LookupError, drgn.FaultError) as error:
-        raise TargetError(f"{path}: drgn cannot open it: {error}") from None
-    if drgn.ProgramFlags.IS_LINUX_KERNEL in prog.flags:
-        return prog
-    if core is not None and any(note.name == b"QEMU" for note in core.notes):
+    names = set() if core is None else {note.name for note in core.notes}
+    if core is not None and vmcoreinfo is None and b"VMCOREINFO" not in names:
+        if b"QEMU" in names:
+            raise TargetError(
+                f"{path}: a dump by QEMU without VMCOREINFO: take it again from a guest that has "
+                "-device vmcoreinfo and the qemu_fw_cfg module, or give the VMCOREINFO with "
+                "--vmcoreinfo"
+            )
+        if b"CORE" in names:
+            raise TargetError(f"{path}: a core dump of a user process, not of a kernel")
         raise TargetError(
-            f"{path}: a dump by QEMU without VMCOREINFO: take it again from a guest that has "
-            "-device vmcoreinfo and the qemu_fw_cfg module, or give the VMCOREINFO with "
-            "--vmcoreinfo"
+            f"{path}: no dump of a Linux kernel: there is no VMCOREINFO in it (--vmcoreinfo gives "
+            "one)"
         )
-    if core is not None and any(note.name == b"CORE" for note in core.notes):
-        raise TargetError(f"{path}: a core dump of a user process, not of a kernel")
-    raise TargetError(
-        f"{path}: no dump of a Linux kernel: there is no VMCOREINFO in it (--vmcoreinfo gives one)"
-    )
+    try:
+        prog = drgn.Program(vmcoreinfo=vmcoreinfo)
+        prog.set_core_dump(path)
+    except _DRGN_ERRORS as error:
+        raise TargetError(f"{path}: drgn cannot open it: {error}") from None
+    if drgn.ProgramFlags.IS_LINUX_KERNEL not in prog.flags:
+        raise TargetError(f"{path}: no dump of a Linux kernel, drgn says")
+    return prog
 
 
 def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
@@ -145,7 +154,7 @@ def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
 def _read(prog: drgn.Program, address: int, size: int) -> bytes:
     try:
         return bytes(prog.read(address, size))
-    except (drgn.FaultError, OSError, ValueError) as error:
+    except _DRGN_ERRORS as error:
         # What libkdumpfile and a cut file raise differs; for a reader it is all one.
         raise LookupError(str(error)) from None
 
@@ -162,7 +171,7 @@ def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str)
 def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]) -> None:
     map_file(vmlinux)
     # Whether it worked shows in what is known afterwards.
-    with contextlib.suppress(drgn.MissingDebugInfoError, ValueError, OSError, LookupError):
+    with contextlib.suppress(drgn.MissingDebugInfoError, *_DRGN_ERRORS):
         prog.load_debug_info([vmlinux])
     try:
         prog.type("struct vm_area_struct")
