@@ -24,8 +24,14 @@ from anonvma_inspect.target.memory import (
     Memory,
     PagedMemory,
     SegmentMemory,
-    U64Column,
-    merge_ranges,
+)
+from anonvma_inspect.target.program import (
+    DRGN_ERRORS,
+    MACHINES,
+    SYMBOLS,
+    program_symbols,
+    read_program,
+    shifted,
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
 from anonvma_inspect.target.target import Target
@@ -33,19 +39,6 @@ from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = ("open_dump",)
 
-#: Every symbol that anything here looks up, so that it is done once.
-SYMBOLS = (
-    "__start_BTF",
-    "__stop_BTF",
-    "init_mm",
-    "init_task",
-    "iomem_resource",
-    "page_offset_base",
-    "vmemmap_base",
-)
-_MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
-# What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
-_DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
 _MAX_BTF = 1 << 28
 # A segment whose physical address is not told, as in /proc/kcore.
 _NO_PADDR = np.uint64(2**64 - 1)
@@ -68,14 +61,14 @@ def open_dump(
     vmcoreinfo = given if given is not None else _vmcoreinfo(prog, core)
     facts = parse_vmcoreinfo(vmcoreinfo, options.vmcoreinfo or path)
     assert prog.platform is not None
-    machine = _MACHINES.get(prog.platform.arch)
+    machine = MACHINES.get(prog.platform.arch)
     if machine is None:
         raise TargetError(
             f"{path}: a dump of {prog.platform.arch.name}; the architectures understood are "
             "x86_64 and aarch64"
         )
     page_size = int(facts["PAGESIZE"])
-    paged = PagedMemory(lambda address, size: _read(prog, address, size), page_size)
+    paged = PagedMemory(lambda address, size: read_program(prog, address, size), page_size)
     cut = "" if core is None or core.complete else " (the file is truncated: copy it again)"
     if options.symbols is not None:
         _load_debug_info(prog, options.symbols, path, facts)
@@ -92,14 +85,14 @@ def open_dump(
     shift = direct_map_shift(machine, facts, base)
     if core is not None:
         physical = core.load.paddr != _NO_PADDR
-        ram = _shifted(core.load.paddr[physical], core.load.memsz[physical], shift)
+        ram = shifted(core.load.paddr[physical], core.load.memsz[physical], shift)
         memory: Memory = _direct_map_memory(core, data, shift, paged)
     else:
         memory = paged
         ram = np.empty((0, 2), dtype=np.uint64)
         if "iomem_resource" in symbols:
             found = system_ram(paged, layouts, symbols["iomem_resource"])
-            ram = _shifted(found[:, 0], found[:, 1] - found[:, 0], shift)
+            ram = shifted(found[:, 0], found[:, 1] - found[:, 0], shift)
     target = Target(
         kind="kdump" if core is None else "elf-core",
         release=facts["OSRELEASE"],
@@ -136,7 +129,7 @@ def _program(path: str, core: ElfCore | None, vmcoreinfo: bytes | None) -> drgn.
     try:
         prog = drgn.Program(vmcoreinfo=vmcoreinfo)
         prog.set_core_dump(path)
-    except _DRGN_ERRORS as error:
+    except DRGN_ERRORS as error:
         raise TargetError(f"{path}: drgn cannot open it: {error}") from None
     if drgn.ProgramFlags.IS_LINUX_KERNEL not in prog.flags:
         raise TargetError(f"{path}: no dump of a Linux kernel, drgn says")
@@ -151,17 +144,9 @@ def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
     return bytes(prog["VMCOREINFO"].string_())
 
 
-def _read(prog: drgn.Program, address: int, size: int) -> bytes:
-    try:
-        return bytes(prog.read(address, size))
-    except _DRGN_ERRORS as error:
-        # What libkdumpfile and a cut file raise differs; for a reader it is all one.
-        raise LookupError(str(error)) from None
-
-
 def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str) -> bytes:
     try:
-        return _read(prog, address, size)
+        return read_program(prog, address, size)
     except LookupError:
         raise TargetError(
             f"{path}: the kernel's own data at {address:#x} are not in the dump{cut}"
@@ -171,7 +156,7 @@ def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str)
 def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]) -> None:
     map_file(vmlinux)
     # Whether it worked shows in what is known afterwards.
-    with contextlib.suppress(drgn.MissingDebugInfoError, *_DRGN_ERRORS):
+    with contextlib.suppress(drgn.MissingDebugInfoError, *DRGN_ERRORS):
         prog.load_debug_info([vmlinux])
     try:
         prog.type("struct vm_area_struct")
@@ -195,9 +180,7 @@ def _symbols(
         text = map_file(options.system_map).tobytes()
         found = relocate(parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts)
     elif options.symbols is not None:
-        for name in SYMBOLS:
-            with contextlib.suppress(LookupError):
-                found[name] = prog.symbol(name).address
+        found = program_symbols(prog)
     elif "SYMBOL(kallsyms_names)" in facts:
         found = Kallsyms(
             lambda address, size: _must_read(prog, address, size, path, cut), facts
@@ -224,11 +207,6 @@ def _btf(
             "(a vmlinux with debugging information) or --btf (a file of raw BTF)"
         )
     return Btf(_must_read(prog, start, stop - start, path, cut), f"the BTF in {path}")
-
-
-def _shifted(start: U64Column, size: U64Column, shift: int) -> U64Column:
-    start = start + np.uint64(shift)
-    return merge_ranges(np.stack([start, start + size], axis=1))
 
 
 # The direct map, by arithmetic over the file's segments. What is not in it (the kernel's image,

@@ -1,0 +1,198 @@
+"""A drgn program as a target: one that somebody else has opened.
+
+What :mod:`anonvma_inspect.target.dump` does with a program of its own on a file is done here with
+whatever a program is about: a dump, a live kernel, a guest, with types and symbols from wherever
+its finders take them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import drgn
+import numpy as np
+
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.target.btf import Btf
+from anonvma_inspect.target.layouts import DwarfLayouts
+from anonvma_inspect.target.memory import (
+    KERNEL_HALF,
+    AddressSpace,
+    BoolColumn,
+    ByteRows,
+    PagedMemory,
+    U64Column,
+    merge_ranges,
+)
+from anonvma_inspect.target.ram import direct_map_shift, system_ram
+from anonvma_inspect.target.target import Target
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
+
+__all__ = (
+    "DRGN_ERRORS",
+    "MACHINES",
+    "SYMBOLS",
+    "ProgramMemory",
+    "program_symbols",
+    "read_program",
+    "remember_target",
+    "shifted",
+    "target_of",
+)
+
+#: Every symbol that anything here looks up, so that it is done once.
+SYMBOLS = (
+    "__start_BTF",
+    "__stop_BTF",
+    "init_mm",
+    "init_task",
+    "iomem_resource",
+    "page_offset_base",
+    "vmemmap_base",
+)
+#: ``uname -m`` of the architectures that are understood.
+MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
+#: What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
+DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
+_MAX_BTF = 1 << 28
+# What is known of a program is kept in its own cache, and goes when it goes.
+_CACHE_KEY = "anonvma_inspect.target"
+
+
+def read_program(prog: drgn.Program, address: int, size: int) -> bytes:
+    """Read memory of a program.
+
+    :raises LookupError: if it is not there.
+    """
+    try:
+        return bytes(prog.read(address, size))
+    except DRGN_ERRORS as error:
+        # What libkdumpfile and a cut file raise differs; for a reader it is all one.
+        raise LookupError(str(error)) from None
+
+
+def program_symbols(prog: drgn.Program) -> dict[str, int]:
+    """Addresses of those of :data:`SYMBOLS` that a program's symbol finders know."""
+    found = {}
+    for name in SYMBOLS:
+        with contextlib.suppress(LookupError):
+            found[name] = prog.symbol(name).address
+    return found
+
+
+def shifted(start: U64Column, size: U64Column, shift: int) -> U64Column:
+    """Physical ranges, as ranges of the direct map.
+
+    :param shift: Virtual address of physical address 0, modulo 2**64.
+    """
+    start = start + np.uint64(shift)
+    return merge_ranges(np.stack([start, start + size], axis=1))
+
+
+class ProgramMemory:
+    """The memory of a program, as its finders, overlays and debugging stubs show it.
+
+    Pages are cached, so it is a view of one moment: make another one for the next question. Where a
+    page is not there as a whole, what is wanted of it is read by itself, since segments that
+    somebody added to a program need not end with pages.
+
+    :param prog: The program.
+    :param page_size: Bytes.
+    """
+
+    def __init__(self, prog: drgn.Program, page_size: int) -> None:
+        self._prog = prog
+        self._paged = PagedMemory(self._read, page_size)
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        """See :meth:`anonvma_inspect.target.memory.Memory.gather`."""
+        rows, present = self._paged.gather(addresses, size)
+        for row in np.flatnonzero(~present & (addresses >= np.uint64(KERNEL_HALF))):
+            with contextlib.suppress(LookupError, OverflowError):
+                data = self._read(int(addresses[row]), size)
+                rows[row] = np.frombuffer(data, dtype=np.uint8)
+                present[row] = True
+        return rows, present
+
+    def _read(self, address: int, size: int) -> bytes:
+        return read_program(self._prog, address, size)
+
+
+def remember_target(prog: drgn.Program, target: Target) -> None:
+    """Keep what is known of a program already, for :func:`target_of`."""
+    prog.cache[_CACHE_KEY] = target
+
+
+def target_of(prog: drgn.Program) -> Target:
+    """Look at a program as a target.
+
+    All but its memory is found once a program; memory is read anew each time, so that a live
+    kernel, or an overlay, is seen as it is now.
+
+    :param prog: A program on a Linux kernel, with types and symbols.
+    :raises TargetError: if it is none, or something of these is missing.
+    """
+    target = prog.cache.get(_CACHE_KEY)
+    if not isinstance(target, Target):
+        target = _find_out(prog)
+        remember_target(prog, target)
+    return dataclasses.replace(target, memory=ProgramMemory(prog, target.page_size))
+
+
+def _find_out(prog: drgn.Program) -> Target:
+    name = str(prog.core_dump_path or "this program")
+    if drgn.ProgramFlags.IS_LINUX_KERNEL not in prog.flags:
+        raise TargetError(f"{name}: not a Linux kernel")
+    machine = MACHINES.get(prog.platform.arch) if prog.platform is not None else None
+    if machine is None:
+        raise TargetError(f"{name}: the architectures understood are x86_64 and aarch64")
+    vmcoreinfo = bytes(prog["VMCOREINFO"].string_())
+    facts = parse_vmcoreinfo(vmcoreinfo, name)
+    page_size = int(facts["PAGESIZE"])
+    symbols = program_symbols(prog)
+    layouts = DwarfLayouts(prog)
+    if layouts.size("vm_area_struct") is None:
+        raise TargetError(
+            f"{name}: this program has no types: load debugging information (load_debug_info()), "
+            "or open the dump with anonvma_inspect.helpers.open_core(), which needs none"
+        )
+    memory = ProgramMemory(prog, page_size)
+    base = None
+    if "page_offset_base" in symbols:
+        try:
+            base = int.from_bytes(read_program(prog, symbols["page_offset_base"], 8), "little")
+        except LookupError as error:
+            raise TargetError(f"{name}: page_offset_base cannot be read: {error}") from None
+    shift = direct_map_shift(machine, facts, base)
+    ram = np.empty((0, 2), dtype=np.uint64)
+    if "iomem_resource" in symbols:
+        ram = system_ram(memory, layouts, symbols["iomem_resource"])
+    if not len(ram):
+        raise TargetError(
+            f"{name}: where its RAM is cannot be told: iomem_resource cannot be found or read"
+        )
+
+    def load_btf() -> Btf:
+        start, stop = symbols.get("__start_BTF", 0), symbols.get("__stop_BTF", 0)
+        if not 0 < stop - start <= _MAX_BTF:
+            raise TargetError(f"{name}: this kernel brings no BTF")
+        try:
+            return Btf(read_program(prog, start, stop - start), f"the BTF in {name}")
+        except LookupError as error:
+            raise TargetError(f"{name}: its BTF cannot be read: {error}") from None
+
+    return Target(
+        kind="program",
+        release=facts["OSRELEASE"],
+        architecture=machine,
+        page_size=page_size,
+        path=name,
+        live=drgn.ProgramFlags.IS_LIVE in prog.flags,
+        memory=memory,
+        space=AddressSpace(shifted(ram[:, 0], ram[:, 1] - ram[:, 0], shift), page_size, shift),
+        layouts=layouts,
+        symbols=symbols,
+        vmcoreinfo=vmcoreinfo,
+        load_btf=load_btf,
+    )
