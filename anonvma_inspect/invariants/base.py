@@ -1,16 +1,26 @@
-"""What an invariant is, and what a check of one answers."""
+"""What an invariant is, and what a check of one answers.
+
+A check is a function of :class:`anonvma_inspect.invariants.facts.Facts`. It answers in columns
+(:class:`Violations`), never in :class:`Finding` objects: a dump that is corrupt throughout breaks a
+rule millions of times, and only as many findings are made as somebody asks for.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.tables import NO_ROW, RowColumn, Tables
-from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, U64Column
+
+if TYPE_CHECKING:
+    from anonvma_inspect.invariants.facts import Facts
 
 __all__ = (
     "Check",
@@ -19,9 +29,14 @@ __all__ = (
     "Result",
     "Severity",
     "State",
+    "Text",
     "Verdict",
     "Violations",
     "Where",
+    "address_text",
+    "always",
+    "at_least",
+    "count_text",
 )
 
 
@@ -63,8 +78,9 @@ class Finding:
         one that disagrees.
     :ivar expected: What the word would have to be, as text.
     :ivar actual: What it is.
+    :ivar word: Address of the word that is wrong, if it is known which.
     :ivar root: Address of the root anon_vma of the family, if known.
-    :ivar cause: Address of the word that this finding shares with others, if it is one word away.
+    :ivar cause: The same as ``word``, if that word explains other findings, too.
     """
 
     code: str
@@ -78,9 +94,52 @@ class Finding:
     where: Where = Where()
     root: int | None = None
     cause: int | None = None
+    word: int | None = None
 
 
-@dataclass
+#: Text for one row of some columns, by its index.
+Text = Callable[[int], str]
+
+
+def always(text: str) -> Text:
+    """The same words for every row."""
+    return lambda index: text
+
+
+def address_text(column: U64Column, known: BoolColumn | None = None, otherwise: str = "") -> Text:
+    """Addresses, pointers and flags: ``0x...``.
+
+    :param known: Where the column means anything; ``None``: everywhere.
+    :param otherwise: What to say where it does not.
+    """
+
+    def text(index: int) -> str:
+        if known is not None and not known[index]:
+            return otherwise
+        return f"{int(column[index]):#x}"
+
+    return text
+
+
+def count_text(column: I64Column) -> Text:
+    """Counts: decimal."""
+    return lambda index: str(int(column[index]))
+
+
+def at_least(column: I64Column, exact: BoolColumn | None = None) -> Text:
+    """Counts of which only a lower bound is known.
+
+    :param exact: Where the figure is more than a bound; ``None``: nowhere.
+    """
+
+    def text(index: int) -> str:
+        bound = "" if exact is not None and exact[index] else "at least "
+        return f"{bound}{int(column[index])}"
+
+    return text
+
+
+@dataclass(frozen=True)
 class Violations:
     """Objects of one kind that break an invariant in one way, as columns.
 
@@ -89,6 +148,8 @@ class Violations:
     :ivar address: The objects.
     :ivar expected: Text for one row, by its index in these columns.
     :ivar actual: Likewise.
+    :ivar word: Address of the word that is wrong; ``None`` if that cannot be told.
+    :ivar mm: Row in ``tables.mms`` that each belongs to; ``None`` where its VMA says so.
     :ivar vma: Row in ``tables.vmas`` that each belongs to, NO_ROW where unknown.
     :ivar anon_vma: Row in ``tables.anon_vmas`` that each belongs to, likewise.
     """
@@ -96,40 +157,48 @@ class Violations:
     message: str
     object_type: str
     address: U64Column
-    expected: Callable[[int], str]
-    actual: Callable[[int], str]
+    expected: Text
+    actual: Text
+    word: U64Column | None = None
+    mm: RowColumn | None = None
     vma: RowColumn | None = None
     anon_vma: RowColumn | None = None
 
     def __len__(self) -> int:
         return len(self.address)
 
-    def rows(self, column: RowColumn | None) -> RowColumn:
-        """One of the columns of rows, NO_ROW throughout if it was left out."""
-        return np.full(len(self), NO_ROW, dtype=np.int64) if column is None else column
+    def row(self, column: RowColumn | None, index: int) -> int:
+        """An element of one of the columns of rows, NO_ROW if that was left out."""
+        return NO_ROW if column is None else int(column[index])
 
 
-@dataclass
+@dataclass(frozen=True)
 class Verdict:
     """What a check answers.
 
     :ivar objects: How many objects were checked.
     :ivar violations: What was found, empty groups included.
-    :ivar reason: Why it was not checked or does not apply; then ``state`` says which of the two.
+    :ivar not_checked: Why nothing could be checked, or ``None``.
     """
 
     objects: int
-    violations: list[Violations] = field(default_factory=list)
-    reason: str | None = None
-    state: State = State.OK
+    violations: Sequence[Violations] = ()
+    not_checked: str | None = None
 
 
-Check = Callable[[Tables], Verdict]
+Check = Callable[["Facts"], Verdict]
+
+
+# Most rules hold in every era.
+def _everywhere(era: Era) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Invariant:
     """A rule of the anonymous reverse map.
+
+    All text is for people: ``explain CODE`` prints it.
 
     :ivar code: ``AVnnn``; never changes its meaning.
     :ivar slug: The rule in two or three words.
@@ -138,11 +207,10 @@ class Invariant:
     :ivar consequence: What a violation leads to.
     :ivar lock: What protects the relation.
     :ivar source: Kernel files, functions and releases that establish it.
-    :ivar eras: In words, where it holds, and how it differs.
+    :ivar eras: Where it holds, and how it differs.
     :ivar objects: What is counted, in the plural: ``anon_vmas``.
-    :ivar rows: Rows of the project's catalogue of kernel facts that it covers, e.g. ``("I16",)``.
+    :ivar check: From facts to a verdict.
     :ivar applies: Why it does not apply in an era, or ``None`` if it does.
-    :ivar check: From tables to a verdict.
     """
 
     code: str
@@ -156,20 +224,49 @@ class Invariant:
     eras: str
     objects: str
     check: Check
-    applies: Callable[[Era], str | None] = lambda era: None
+    applies: Callable[[Era], str | None] = _everywhere
+
+
+#: Makes a finding from a row of violations.
+FindingMaker = Callable[[Invariant, Violations, int], Finding]
 
 
 @dataclass(frozen=True)
 class Result:
     """What became of one invariant in one audit.
 
+    :ivar objects: How many objects were checked.
     :ivar reason: For :attr:`State.NOT_CHECKED` and :attr:`State.NOT_APPLICABLE`.
-    :ivar total: How many findings there are.
+    :ivar violations: What was found, in columns.
+    :ivar error: What the check raised, if it failed: a bug of this tool, to be shown as such.
     """
 
     invariant: Invariant
     state: State
     objects: int
     reason: str | None
-    total: int
-    findings: Callable[[], Iterator[Finding]]
+    violations: Sequence[Violations]
+    make: FindingMaker = field(repr=False)
+    error: Exception | None = None
+
+    @property
+    def total(self) -> int:
+        """How many findings there are."""
+        return sum(len(group) for group in self.violations)
+
+    def findings(self, limit: int | None = None) -> Iterator[Finding]:
+        """The findings, by address of the object, then by message.
+
+        :param limit: Make no more than this many; ``None``: all.
+        """
+        groups = [group for group in self.violations if len(group)]
+        if not groups or limit == 0:
+            return
+        address = np.concatenate([group.address for group in groups])
+        message = {text: rank for rank, text in enumerate(sorted(g.message for g in groups))}
+        size = [len(group) for group in groups]
+        rank = np.repeat([message[group.message] for group in groups], size)
+        number = np.repeat(np.arange(len(groups)), size)
+        index = np.concatenate([np.arange(count) for count in size])
+        for place in itertools.islice(np.lexsort((index, number, rank, address)), limit):
+            yield self.make(self.invariant, groups[number[place]], int(index[place]))

@@ -1,0 +1,405 @@
+"""What the checks share: things that follow from the tables, each worked out once.
+
+Two ideas keep one wrong word from being reported many times over:
+
+* A word with low bits that no kernel sets is read without them here, as whoever reads it in the
+  kernel would not; that it has them is AV601's finding, and no other's.
+* Where two words contradict each other, a third one often tells which is wrong. So an AVC has a
+  *home*: the VMA whose list it is on, whatever ``avc->vma`` says; and an anon_vma is *believed*
+  only if something beside the one pointer to it says that it is one.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.invariants.base import Text, Violations
+from anonvma_inspect.kernel.era import Record
+from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
+from anonvma_inspect.tables import (
+    NO_ROW,
+    ChainEnd,
+    I64Column,
+    PointerState,
+    RowColumn,
+    Tables,
+    find_rows,
+)
+from anonvma_inspect.target.memory import BoolColumn, U64Column
+
+__all__ = ("TAG_BITS", "Facts", "marked")
+
+#: Low bits that a pointer to a slab object never has.
+TAG_BITS = np.uint64(7)
+# include/linux/sched/coredump.h, MMF_UNSTABLE: the oom reaper emptied the page tables, or fork
+# failed half-way. The number is the same in v6.1 and later; before, there is no maple tree.
+_MMF_UNSTABLE = np.uint64(1 << 22)
+
+
+def marked(count: int, rows: RowColumn) -> BoolColumn:
+    """A column of flags, set for some rows.
+
+    :param count: Its length.
+    :param rows: Row numbers, repeated ones and NO_ROW too.
+    """
+    flags = np.zeros(count, dtype=bool)
+    flags[rows[rows != NO_ROW]] = True
+    return flags
+
+
+class Facts:
+    """What follows from the tables.
+
+    :param tables: What was read.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        self.tables = tables
+        self.era = tables.era
+
+    # ---- mms
+
+    @cached_property
+    def mm_at_rest(self) -> BoolColumn:
+        """mms whose tree of VMAs must be as it should: a task has it, nobody changes it, and no
+        failed fork or oom reaper has left it as it is.
+        """
+        mms = self.tables.mms
+        return self.mm_lasting & ~mms.write_locked
+
+    @cached_property
+    def mm_lasting(self) -> BoolColumn:
+        """mms that belong to a task, and that no failed fork or oom reaper has left unstable."""
+        mms = self.tables.mms
+        lasting: BoolColumn = mms.listed & ((mms.flags & _MMF_UNSTABLE) == 0)
+        return lasting
+
+    # ---- pointers without low bits, and what they lead to
+
+    def _stripped(self, words: U64Column) -> U64Column:
+        return words & ~TAG_BITS
+
+    def _rows(self, words: U64Column, rows: RowColumn, addresses: U64Column) -> RowColumn:
+        tagged = np.flatnonzero((words & TAG_BITS) != 0)
+        if not len(tagged):
+            return rows
+        rows = rows.copy()
+        rows[tagged] = find_rows(addresses, self._stripped(words[tagged]))
+        return rows
+
+    @cached_property
+    def avc_vma(self) -> U64Column:
+        """``avc->vma``."""
+        return self._stripped(self.tables.avcs.vma)
+
+    @cached_property
+    def avc_vma_row(self) -> RowColumn:
+        """Row of the VMA that ``avc->vma`` leads to."""
+        avcs, vmas = self.tables.avcs, self.tables.vmas
+        return self._rows(avcs.vma, avcs.vma_row, vmas.address)
+
+    @cached_property
+    def avc_anon_vma(self) -> U64Column:
+        """``avc->anon_vma``."""
+        return self._stripped(self.tables.avcs.anon_vma)
+
+    @cached_property
+    def avc_anon_vma_row(self) -> RowColumn:
+        """Row of the anon_vma that ``avc->anon_vma`` leads to."""
+        avcs, anon_vmas = self.tables.avcs, self.tables.anon_vmas
+        return self._rows(avcs.anon_vma, avcs.anon_vma_row, anon_vmas.address)
+
+    @cached_property
+    def root(self) -> U64Column:
+        """``anon_vma->root``."""
+        return self._stripped(self.tables.anon_vmas.root)
+
+    @cached_property
+    def root_row(self) -> RowColumn:
+        """Row of the anon_vma that ``anon_vma->root`` leads to."""
+        anon_vmas = self.tables.anon_vmas
+        return self._rows(anon_vmas.root, anon_vmas.root_row, anon_vmas.address)
+
+    @cached_property
+    def parent(self) -> U64Column:
+        """``anon_vma->parent``."""
+        return self._stripped(self.tables.anon_vmas.parent)
+
+    @cached_property
+    def parent_row(self) -> RowColumn:
+        """Row of the anon_vma that ``anon_vma->parent`` leads to.
+
+        NO_ROW for an empty tree: what was the parent may be freed by then, so the word is not
+        followed.
+        """
+        anon_vmas = self.tables.anon_vmas
+        rows = self._rows(anon_vmas.parent, anon_vmas.parent_row, anon_vmas.address)
+        return np.where(self.tree_pointer == 0, NO_ROW, rows)
+
+    @cached_property
+    def tree_pointer(self) -> U64Column:
+        """``anon_vma->rb_root``'s node without the mark; 0: the tree is empty."""
+        return strip_lock_mark(self.tables.anon_vmas.rb_root)
+
+    # ---- places in trees
+
+    @cached_property
+    def node_parent(self) -> U64Column:
+        """Address of the ``rb`` of each node's parent in the tree, 0 for the tree's root."""
+        tables = self.tables
+        above = tables.nodes.parent
+        rb = tables.avcs.rb_node
+        return np.where(above == NO_ROW, np.uint64(0), rb[tables.nodes.avc[above]])
+
+    @cached_property
+    def node_linked(self) -> BoolColumn:
+        """Nodes whose own parent pointer agrees with where the walk came from."""
+        tables = self.tables
+        found = rb_parent(tables.avcs.rb_parent_color[tables.nodes.avc])
+        linked: BoolColumn = found == self.node_parent
+        return linked
+
+    @cached_property
+    def node_owned(self) -> BoolColumn:
+        """Nodes whose ``avc->anon_vma`` is the one whose tree it is."""
+        nodes = self.tables.nodes
+        owned: BoolColumn = self.avc_anon_vma_row[nodes.avc] == nodes.anon_vma
+        return owned
+
+    @cached_property
+    def node_real(self) -> BoolColumn:
+        """Nodes that agree with their tree in one of both ways, each AVC's first such place.
+
+        A node that agrees in neither is where a wrong child pointer leads; a second place is where
+        a tree runs into itself.
+        """
+        nodes = self.tables.nodes
+        agrees = self.node_owned | self.node_linked
+        real = agrees & ~nodes.again
+        repeated = np.flatnonzero(agrees & nodes.again)
+        if len(repeated):
+            # The place met first may be the one that agrees in nothing.
+            taken = marked(len(self.tables.avcs.address), nodes.avc[real])
+            fresh = repeated[~taken[nodes.avc[repeated]]]
+            _, first = np.unique(nodes.avc[fresh], return_index=True)
+            real[fresh[first]] = True
+        return real
+
+    @cached_property
+    def node_of_avc(self) -> RowColumn:
+        """Row in nodes of the place where each AVC really is; NO_ROW if in no tree."""
+        place = np.full(len(self.tables.avcs.address), NO_ROW, dtype=np.int64)
+        real = np.flatnonzero(self.node_real)
+        place[self.tables.nodes.avc[real]] = real
+        return place
+
+    @cached_property
+    def nodes_in_tree(self) -> I64Column:
+        """How many AVCs of its own each anon_vma's tree is known to have."""
+        nodes = self.tables.nodes
+        own = nodes.anon_vma[self.node_real & self.node_owned]
+        return np.bincount(own, minlength=len(self.tables.anon_vmas.address))
+
+    @cached_property
+    def node_range(self) -> tuple[RowColumn, RowColumn]:
+        """First row in nodes of each anon_vma's tree, and the one behind its last."""
+        rows = np.arange(len(self.tables.anon_vmas.address))
+        column = self.tables.nodes.anon_vma
+        return np.searchsorted(column, rows), np.searchsorted(column, rows, side="right")
+
+    # ---- places on lists
+
+    @cached_property
+    def link_of_avc(self) -> RowColumn:
+        """Row in links of the place of each AVC on a list; NO_ROW if on none.
+
+        Of several, one on the list of the VMA that it names.
+        """
+        links = self.tables.links
+        place = np.full(len(self.tables.avcs.address), NO_ROW, dtype=np.int64)
+        place[links.avc] = np.arange(len(links.avc))
+        own = np.flatnonzero(self.link_owned)
+        place[links.avc[own]] = own
+        return place
+
+    @cached_property
+    def link_owned(self) -> BoolColumn:
+        """Entries of lists whose ``avc->vma`` is the one whose list it is."""
+        links = self.tables.links
+        owned: BoolColumn = self.avc_vma_row[links.avc] == links.vma
+        return owned
+
+    @cached_property
+    def link_anon_vma(self) -> RowColumn:
+        """Row of the anon_vma of each entry of a list."""
+        rows: RowColumn = self.avc_anon_vma_row[self.tables.links.avc]
+        return rows
+
+    @cached_property
+    def home(self) -> RowColumn:
+        """Row of the VMA that each AVC belongs to: whose list it is on, else what it says."""
+        link = self.link_of_avc
+        if not len(self.tables.links.vma):
+            return self.avc_vma_row
+        return np.where(link == NO_ROW, self.avc_vma_row, self.tables.links.vma[link])
+
+    @cached_property
+    def chain_closed(self) -> BoolColumn:
+        """VMAs whose whole list was walked."""
+        closed: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
+        return closed
+
+    @cached_property
+    def pair_keys(self) -> U64Column:
+        """Which anon_vmas are in which VMA's chain: :meth:`pair_key` of all entries, sorted."""
+        links = self.tables.links
+        known = self.link_anon_vma != NO_ROW
+        return np.sort(self.pair_key(links.vma[known], self.link_anon_vma[known]))
+
+    def pair_key(self, vma: RowColumn, anon_vma: RowColumn) -> U64Column:
+        """One number for a VMA and an anon_vma, by their rows."""
+        key = vma * len(self.tables.anon_vmas.address) + anon_vma
+        return key.astype(np.uint64)
+
+    def in_chain(self, vma: RowColumn, anon_vma: RowColumn) -> BoolColumn:
+        """Whether anon_vmas are in VMAs' chains; where a row is NO_ROW, they are not."""
+        found = np.zeros(len(vma), dtype=bool)
+        known = np.flatnonzero((vma != NO_ROW) & (anon_vma != NO_ROW))
+        found[known] = find_rows(self.pair_keys, self.pair_key(vma[known], anon_vma[known])) >= 0
+        return found
+
+    # ---- anon_vmas
+
+    @cached_property
+    def orphans(self) -> RowColumn:
+        """AVCs that are on a list and in no tree."""
+        found: RowColumn = np.flatnonzero(
+            (self.link_of_avc != NO_ROW) & (self.node_of_avc == NO_ROW)
+        )
+        return found
+
+    @cached_property
+    def believed(self) -> BoolColumn:
+        """anon_vmas that are reached, and that look like one from a second side.
+
+        A pointer with one wrong bit leads to bytes that are taken for an anon_vma. That is the
+        pointer's fault; what the bytes say must not be held against them. So one of these is asked
+        for: AVCs of its own in its tree; an AVC on a list that is in no other's tree; a root that
+        names itself, or that names another one that does.
+        """
+        anon_vmas = self.tables.anon_vmas
+        count = len(anon_vmas.address)
+        self_rooted = self.root_row == np.arange(count)
+        has_root = (self.root_row != NO_ROW) & self_rooted[self.root_row]
+        witnessed = marked(count, self.avc_anon_vma_row[self.orphans])
+        believed: BoolColumn = anon_vmas.reached & ((self.nodes_in_tree > 0) | witnessed | has_root)
+        return believed
+
+    @cached_property
+    def vma_in_tree(self) -> RowColumn:
+        """Row of a VMA in each anon_vma's tree, for telling where it is; NO_ROW if none."""
+        nodes = self.tables.nodes
+        some = np.full(len(self.tables.anon_vmas.address), NO_ROW, dtype=np.int64)
+        own = np.flatnonzero(self.node_real & self.node_owned)[::-1]
+        home = self.home[nodes.avc[own]]
+        own, home = own[home != NO_ROW], home[home != NO_ROW]
+        some[nodes.anon_vma[own]] = home
+        return some
+
+    # ---- pointers
+
+    def state(self, pointers: U64Column, rows: RowColumn, record: Record) -> NDArray[np.uint8]:
+        """What became of pointers to objects; see :meth:`Tables.pointer_state`."""
+        return self.tables.pointer_state(pointers, rows, record.size)
+
+    def wild(self, pointers: U64Column, rows: RowColumn, record: Record) -> BoolColumn:
+        """Which pointers cannot be right, NULL included."""
+        state = self.state(pointers, rows, record)
+        wild: BoolColumn = (state == PointerState.WILD) | (state == PointerState.NULL)
+        return wild
+
+    # ---- making violations
+
+    def of_avcs(
+        self,
+        message: str,
+        rows: RowColumn,
+        name: str | None,
+        expected: Text,
+        actual: Text,
+        anon_vma: RowColumn | None = None,
+    ) -> Violations:
+        """Violations whose objects are AVCs.
+
+        :param rows: Their rows.
+        :param name: The field that is wrong, as the era's record calls it; ``None`` if it cannot
+            be told.
+        :param anon_vma: Rows of the anon_vmas that they belong to, if not as they say themselves.
+        """
+        avcs, record = self.tables.avcs, self.era.avc
+        return Violations(
+            message,
+            record.struct,
+            avcs.address[rows],
+            expected,
+            actual,
+            word=_word(record, name, avcs.address[rows]),
+            vma=self.home[rows],
+            anon_vma=self.avc_anon_vma_row[rows] if anon_vma is None else anon_vma,
+        )
+
+    def of_vmas(
+        self, message: str, rows: RowColumn, name: str | None, expected: Text, actual: Text
+    ) -> Violations:
+        """Violations whose objects are VMAs; see :meth:`of_avcs`."""
+        vmas, record = self.tables.vmas, self.era.vma
+        return Violations(
+            message,
+            record.struct,
+            vmas.address[rows],
+            expected,
+            actual,
+            word=_word(record, name, vmas.address[rows]),
+            vma=rows,
+            anon_vma=vmas.active[rows],
+        )
+
+    def of_anon_vmas(
+        self, message: str, rows: RowColumn, name: str | None, expected: Text, actual: Text
+    ) -> Violations:
+        """Violations whose objects are anon_vmas; see :meth:`of_avcs`."""
+        anon_vmas, record = self.tables.anon_vmas, self.era.anon_vma
+        return Violations(
+            message,
+            record.struct,
+            anon_vmas.address[rows],
+            expected,
+            actual,
+            word=_word(record, name, anon_vmas.address[rows]),
+            anon_vma=rows,
+        )
+
+    def of_mms(
+        self, message: str, rows: RowColumn, name: str | None, expected: Text, actual: Text
+    ) -> Violations:
+        """Violations whose objects are mms; see :meth:`of_avcs`."""
+        mms, record = self.tables.mms, self.era.mm
+        return Violations(
+            message,
+            record.struct,
+            mms.address[rows],
+            expected,
+            actual,
+            word=_word(record, name, mms.address[rows]),
+            mm=rows,
+        )
+
+
+# Where the wrong word lies. Fields of other sizes are named by their own address all the same.
+def _word(record: Record, name: str | None, addresses: U64Column) -> U64Column | None:
+    if name is None or name not in record:
+        return None
+    return addresses + np.uint64(record.offset(name))
