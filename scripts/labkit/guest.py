@@ -109,6 +109,9 @@ class Guest:
         tail = self.console.read_text(errors="replace").splitlines()[-15:]
         lines.append(f"The guest's console ({self.console}) " + ("ends:" if tail else "is empty."))
         lines += [f"    {line}" for line in tail]
+        word = self._word.read_bytes()[-400:].decode(errors="replace").splitlines()
+        lines.append("The guest's word " + ("ends:" if word else "is empty."))
+        lines += [f"    {line}" for line in word]
         return GuestError("\n".join(lines))
 
     def _ask(self, command: str, timeout: float = 10, **arguments: object) -> object:

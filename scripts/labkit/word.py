@@ -1,8 +1,8 @@
 """The guest's own word: what the witness wrote to its serial port, taken apart.
 
 The format is in ``guest/witness.c``. Nothing here interprets: lines stay as the guest's kernel
-wrote them, but for the padding in ``/proc/PID/maps``. Bytes that are not UTF-8 (command names may be
-anything) become lone surrogates, as ``os.fsdecode`` makes them, so nothing is lost in JSON.
+wrote them, but for the padding in ``/proc/PID/maps``. Bytes that are not UTF-8 (command names
+may be anything) become lone surrogates, as ``os.fsdecode`` makes them: nothing is lost in JSON.
 """
 
 from __future__ import annotations

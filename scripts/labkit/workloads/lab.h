@@ -22,6 +22,7 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define LAB_PAGE ((size_t)4096)
@@ -133,10 +134,15 @@ static inline void lab_post(uint32_t index)
     syscall(SYS_futex, &lab_board->word[index], FUTEX_WAKE, 1000, NULL, NULL, 0);
 }
 
+/* Whoever is waited for may have died: better a sentence after a minute than silence. */
 static inline void lab_await(uint32_t index)
 {
+    struct timespec patience = {.tv_sec = 60};
+
     while (!__atomic_load_n(&lab_board->word[index], __ATOMIC_SEQ_CST))
-        syscall(SYS_futex, &lab_board->word[index], FUTEX_WAIT, 0, NULL, NULL, 0);
+        if (syscall(SYS_futex, &lab_board->word[index], FUTEX_WAIT, 0, &patience, NULL, 0) &&
+            errno == ETIMEDOUT)
+            lab_fail("waiting for another process of the workload");
 }
 
 static inline pid_t lab_fork(void)

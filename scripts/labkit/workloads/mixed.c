@@ -296,7 +296,7 @@ static void executed(void)
         execl("/bin/busybox", "sleep", "1000000", (char *)NULL);
         _exit(127);
     }
-    while (strncmp(comm, "sleep", 5)) {
+    while (strncmp(comm, "busybox", 7)) {
         char name[32];
         int file;
 

@@ -22,10 +22,14 @@
 static long pages, operations, seed;
 static char *area;
 static sigjmp_buf faulted;
+static volatile sig_atomic_t expecting;
 
 static void on_fault(int number)
 {
-    (void)number;
+    if (!expecting) {
+        signal(number, SIG_DFL); /* not ours: die of it, which the kernel's log shows */
+        return;
+    }
     siglongjmp(faulted, 1);
 }
 
@@ -33,9 +37,11 @@ static long write_pages(char *start, unsigned count)
 {
     volatile unsigned done = 0;
 
+    expecting = 1;
     if (!sigsetjmp(faulted, 1))
         for (; done < count; done++)
             lab_write(start + done * LAB_PAGE);
+    expecting = 0;
     return done;
 }
 
@@ -77,13 +83,16 @@ static void operate(uint32_t index, int file, int may_fork)
 {
     unsigned total = 3 * pages, choice = lab_random(100), from = lab_random(total);
     unsigned count = 1 + lab_random(pages / 4), to = lab_random(total);
-    char *start, *target = area + to * LAB_PAGE;
+    char *start, *target;
     const char *what = "write";
     long result = 0;
     void *got;
 
     if (from + count > total)
         count = total - from;
+    if (to + count > total)
+        to = total - count; /* a fixed move must not hit what lies behind the area */
+    target = area + to * LAB_PAGE;
     start = area + from * LAB_PAGE;
     errno = 0;
     if (choice < 40) {
