@@ -1,0 +1,232 @@
+"""The answer of ``audit``."""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from anonvma_inspect import __version__
+from anonvma_inspect.invariants.base import Finding, Invariant, Result, Severity, State, Where
+from anonvma_inspect.invariants.catalogue import Audit
+from anonvma_inspect.report.counts import count_objects, describe_counts
+from anonvma_inspect.report.escape import escape, printable
+from anonvma_inspect.report.facts import Document, TargetFacts
+from anonvma_inspect.report.style import Style
+from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, span, table
+from anonvma_inspect.tables import Holes
+
+__all__ = ("AuditReport", "Outcome")
+
+SCHEMA = "anonvma-inspect/audit/1"
+_DONE = (State.OK, State.VIOLATED, State.WARNED)
+
+
+class Outcome(str, enum.Enum):
+    """What an audit came to, in one word."""
+
+    CLEAN = "clean"
+    VIOLATED = "violated"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """What was verified and what was found.
+
+    :ivar must_run: Codes that the user named: if one of them cannot be checked, that is no clean
+        audit.
+    :ivar strict: Warnings count like errors.
+    :ivar max_findings: How many findings to list; ``None``: all.
+    """
+
+    facts: TargetFacts
+    audit: Audit
+    must_run: frozenset[str] = frozenset()
+    strict: bool = False
+    max_findings: int | None = None
+
+    items = "findings"
+
+    @property
+    def outcome(self) -> Outcome:
+        """What it came to: a violation wins over what could not be seen."""
+        totals = self.audit.totals
+        if totals[Severity.ERROR] or (self.strict and totals[Severity.WARNING]):
+            return Outcome.VIOLATED
+        if not self.audit.complete or self._not_done():
+            return Outcome.INCOMPLETE
+        return Outcome.CLEAN
+
+    def document(self) -> Document:
+        """See :meth:`anonvma_inspect.report.render.Report.document`."""
+        holes = self.audit.tables.holes
+        return {
+            "schema": SCHEMA,
+            "tool": f"anonvma-inspect {__version__}",
+            "target": self.facts.document(),
+            "counts": dict(count_objects(self.audit.tables)),
+            "checked": [
+                {
+                    "code": result.invariant.code,
+                    "slug": result.invariant.slug,
+                    "state": result.state.value,
+                    "objects": int(result.objects),
+                    "reason": None if result.reason is None else printable(result.reason),
+                }
+                for result in self.audit.results
+            ],
+            "complete": self.audit.complete,
+            "holes": [
+                {"address": hexadecimal(address), "size": int(size), "needed_for": str(needed_for)}
+                for address, size, needed_for in zip(
+                    holes.address.tolist(), holes.size.tolist(), holes.needed_for, strict=True
+                )
+            ],
+            "transient": [],
+            "in_flight": [],
+            "findings_total": self.audit.findings_total,
+            "findings": [
+                _finding_document(finding) for finding in self.audit.findings(self.max_findings)
+            ],
+        }
+
+    def text(self, style: Style) -> Iterator[str]:
+        """See :meth:`anonvma_inspect.report.render.Report.text`."""
+        yield describe_counts(count_objects(self.audit.tables))
+        yield ""
+        yield from table([_verdict_row(result, style) for result in self.audit.results])
+        yield ""
+        invariants = {result.invariant.code: result.invariant for result in self.audit.results}
+        shown = 0
+        for finding in self.audit.findings(self.max_findings):
+            yield from _finding_text(finding, invariants[finding.code], style)
+            yield ""
+            shown += 1
+        total = self.audit.findings_total
+        if shown < total:
+            yield (
+                f"{shown:,} of {total:,} findings listed: --max-findings {total} lists all, and so "
+                "does --format json"
+            )
+            yield ""
+        if not self.audit.tables.complete:
+            yield style.warn(_describe_holes(self.audit.tables.holes))
+            yield ""
+        yield self._last_line(style)
+
+    # What was asked for by name and could not be checked.
+    def _not_done(self) -> list[str]:
+        return [
+            result.invariant.code
+            for result in self.audit.results
+            if result.state is State.NOT_CHECKED and result.invariant.code in self.must_run
+        ]
+
+    def _last_line(self, style: Style) -> str:
+        audit, outcome = self.audit, self.outcome
+        total, totals = audit.findings_total, audit.totals
+        done = sum(result.state in _DONE for result in audit.results)
+        figures = [counted(done, "check"), counted(total, "finding")]
+        if total:
+            figures[-1] += (
+                f" ({counted(totals[Severity.ERROR], 'error')}, "
+                f"{counted(totals[Severity.WARNING], 'warning')})"
+            )
+        if not audit.tables.complete:
+            figures.append(counted(len(audit.tables.holes.address), "hole"))
+        not_done = sorted({*self._not_done(), *(r.invariant.code for r in audit.failures)})
+        if not_done:
+            figures.append(f"{' '.join(not_done)} not checked")
+        if total:
+            first = next(result.invariant.code for result in audit.results if result.total)
+            figures.append(f"see: anonvma-inspect explain {first}")
+        elif not audit.tables.complete:
+            figures.append("see: anonvma-inspect --format json audit")
+        paint = {Outcome.CLEAN: style.good, Outcome.VIOLATED: style.bad}.get(outcome, style.warn)
+        return f"{paint(outcome.value + ':')} {', '.join(figures)}"
+
+
+def _verdict_row(result: Result, style: Style) -> tuple[str, str, str]:
+    paint = {State.OK: style.good, State.VIOLATED: style.bad, State.WARNED: style.warn}
+    invariant = result.invariant
+    if result.state in _DONE:
+        what = f"{result.objects:,} {invariant.objects}"
+        if result.total:
+            what += f", {counted(result.total, 'finding')}"
+    else:
+        what = printable(result.reason or "")
+    return (
+        f"{invariant.code} {invariant.slug}",
+        paint.get(result.state, style.faint)(result.state.value),
+        what,
+    )
+
+
+def _finding_document(finding: Finding) -> Document:
+    where = finding.where
+    return {
+        "code": finding.code,
+        "slug": finding.slug,
+        "severity": finding.severity.value,
+        "message": printable(finding.message),
+        "object": {
+            "type": finding.object_type,
+            "address": hexadecimal(finding.object_address),
+        },
+        "expected": printable(finding.expected),
+        "actual": printable(finding.actual),
+        "where": {
+            "pid": None if where.pid is None else int(where.pid),
+            "comm": None if where.comm is None else escape(where.comm),
+            "start": hex_or_null(where.start),
+            "end": hex_or_null(where.end),
+        },
+        "root": hex_or_null(finding.root),
+        "cause": hex_or_null(finding.cause),
+    }
+
+
+def _finding_text(finding: Finding, invariant: Invariant, style: Style) -> Iterator[str]:
+    paint = style.bad if finding.severity is Severity.ERROR else style.warn
+    yield f"{paint(finding.code)} {finding.slug}: {printable(finding.message)}"
+    object_ = f"{finding.object_type} {hexadecimal(finding.object_address)}"
+    parts = [
+        ("object", style.strong(object_)),
+        ("expected", printable(finding.expected)),
+        ("actual", printable(finding.actual)),
+        ("word", hex_or_null(finding.word)),
+        ("where", _describe_where(finding.where)),
+        ("root", hex_or_null(finding.root)),
+        (
+            "cause",
+            None
+            if finding.cause is None
+            else f"{hexadecimal(finding.cause)}, which other findings blame as well",
+        ),
+        ("leads to", invariant.consequence),
+    ]
+    for name, value in parts:
+        if value is not None:
+            yield f"  {name:8}  {value}"
+
+
+def _describe_where(where: Where) -> str | None:
+    parts = []
+    if where.pid is not None:
+        parts.append(f"PID {where.pid}")
+    if where.comm is not None:
+        parts.append(f"({escape(where.comm)})")
+    if where.start is not None and where.end is not None:
+        parts.append(span(where.start, where.end))
+    return " ".join(parts) or None
+
+
+def _describe_holes(holes: Holes) -> str:
+    kinds = Counter(str(needed_for) for needed_for in holes.needed_for)
+    what = ", ".join(f"{count:,} for {kind}" for kind, count in sorted(kinds.items()))
+    return (
+        f"{counted(len(holes.address), 'hole')} in the target ({what}): what lies there was not "
+        "checked"
+    )
