@@ -1,0 +1,159 @@
+"""What one run of the tool has: its settings, its target, its outputs."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from anonvma_inspect.cli.settings import Settings
+from anonvma_inspect.errors import TargetError, UsageError
+
+if TYPE_CHECKING:
+    from anonvma_inspect.cli.progress import Progress
+    from anonvma_inspect.report.facts import TargetFacts
+    from anonvma_inspect.report.render import Report
+    from anonvma_inspect.tables import Tables
+    from anonvma_inspect.target import Target
+
+__all__ = ("Session", "drop", "target_facts")
+
+T = TypeVar("T")
+
+_LATER = {
+    "kernel": "-k: this version does not read the running kernel yet; dump it, and name the dump "
+    "with -c PATH",
+    "qemu": "--qemu: this version does not read a running guest yet; dump it with QMP's "
+    "dump-guest-memory, and name the dump with -c PATH",
+    "gdb": "--gdb: this version does not read through a gdb stub yet; dump the machine, and name "
+    "the dump with -c PATH",
+}
+
+
+class Session:
+    """A run of one command.
+
+    :ivar settings: What the shared options say.
+    """
+
+    #: Exit code if part of what was asked for is not in the target.
+    INCOMPLETE = 4
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def check_target(self) -> None:
+        """Refuse a target that this version cannot open, before anything is done.
+
+        :raises UsageError: if none is named.
+        :raises TargetError: if it is of a kind that a later version brings.
+        """
+        kind = self.settings.kind
+        if kind is None:
+            if os.geteuid() != 0:
+                raise UsageError("no target: name a vmcore or a snapshot with -c PATH")
+            # The contract's default for root.
+            raise TargetError(
+                "no target named, and this version does not read the running kernel (-k) yet: "
+                "name a vmcore or a snapshot with -c PATH"
+            )
+        if kind in _LATER:
+            raise TargetError(_LATER[kind])
+
+    def open(self) -> Target:
+        """Open the target, and say on standard error what it is."""
+        self.check_target()
+        from anonvma_inspect.report.escape import printable
+        from anonvma_inspect.target import TargetOptions, open_target
+
+        options = TargetOptions(**self.settings.paths)
+        target = self.timed("opened", lambda: open_target(options))
+        self.note(
+            printable(
+                f"Linux {target.release} {target.architecture}, {target.kind}, "
+                f"layouts from {target.layouts_source}, {'live' if target.live else 'not live'}"
+            )
+        )
+        return target
+
+    def collect(self, target: Target, pids: Sequence[int] = ()) -> Tables:
+        """Read the reverse map of the target."""
+        from anonvma_inspect.collect import collect
+
+        with self.progress() as progress:
+            return self.timed("read", lambda: collect(target, pids, progress))
+
+    def progress(self) -> Progress:
+        """Something to tell progress to."""
+        from anonvma_inspect.cli.progress import Progress
+
+        quiet = self.settings.verbosity < 0 and self.settings.progress is None
+        return Progress(False if quiet else self.settings.progress)
+
+    def timed(self, done: str, work: Callable[[], T]) -> T:
+        """Do something, and say with ``-v`` how long it took."""
+        start = time.perf_counter()
+        result = work()
+        if self.settings.verbosity >= 1:
+            self.note(f"{done} in {time.perf_counter() - start:.2f} s")
+        return result
+
+    def completeness(self, tables: Tables) -> int:
+        """Exit code of a command that reads everything."""
+        if tables.complete:
+            return 0
+        from anonvma_inspect.report.words import counted
+
+        holes = counted(len(tables.holes.address), "hole")
+        self.note(f"incomplete: {holes} in the target; see: anonvma-inspect --format json audit")
+        return self.INCOMPLETE
+
+    def note(self, line: str) -> None:
+        """Say something on standard error, unless ``-q``.
+
+        :param line: Safe to show.
+        """
+        if self.settings.verbosity >= 0:
+            _write(sys.stderr, [line + "\n"])
+
+    def answer(self, report: Report) -> None:
+        """Write a report to standard output."""
+        from anonvma_inspect.report.render import render
+        from anonvma_inspect.report.style import Style
+
+        style = Style(color=self.settings.colored, unicode=self.settings.unicode)
+        _write(sys.stdout, render(report, self.settings.format, style))
+
+
+# Whoever reads the other end of a pipe may go away: no reason to complain, nor to forget the
+# verdict that the exit code tells.
+def _write(stream: TextIO, pieces: Iterable[str]) -> None:
+    try:
+        for piece in pieces:
+            stream.write(piece)
+        stream.flush()
+    except BrokenPipeError:
+        drop(stream)
+
+
+def drop(stream: TextIO) -> None:
+    """Let what is still written to a stream go nowhere, what its buffer holds included."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def target_facts(target: Target, tables: Tables) -> TargetFacts:
+    """What every answer says of the target."""
+    from anonvma_inspect.report.facts import TargetFacts
+
+    return TargetFacts(
+        kind=target.kind,
+        release=target.release,
+        architecture=target.architecture,
+        era=tables.era.name,
+        tag_scheme=tables.era.tag_scheme,
+        layouts=target.layouts_source,
+    )
