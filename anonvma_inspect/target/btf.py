@@ -284,9 +284,26 @@ class Btf:
 
     def enumerator(self, name: str) -> int | None:
         """Value of an enumeration constant of whatever enum; None if there is none of that name."""
-        owner = self._enum_of(name)
+        owner = self.enum_of(name)
         enumerators = () if owner is None else self.record(owner).enumerators
         return next((e.value for e in enumerators if e.name == name), None)
+
+    def enum_of(self, name: str) -> int | None:
+        """Find an enumeration constant.
+
+        :return: Id of the enum that has one of this name (the first, if several have); None if
+            there is none.
+        """
+        offset = self._find_string(name)
+        if offset is None:
+            return None
+        for word in np.flatnonzero(self._words == offset):
+            row = int(np.searchsorted(self._starts, word, side="right")) - 1
+            kind = int(self._info[row]) >> 24 & 0x7F
+            within = int(word) - int(self._starts[row]) - 3
+            if kind in _ENUMS and within >= 0 and within % _WORDS[Kind(kind)][1] == 0:
+                return row + 1
+        return None
 
     def reduce(self, names: Iterable[str]) -> bytes:
         """Write a smaller BTF section that is the same to whoever asks for the named types.
@@ -302,7 +319,7 @@ class Btf:
         roots: list[int] = []
         for name in names:
             ids = self.find(name)
-            owner = self._enum_of(name)
+            owner = self.enum_of(name)
             roots.extend(ids if owner is None else [*ids, owner])
         return _write(self, self._closure(roots))
 
@@ -481,19 +498,6 @@ class Btf:
 
     def _flags_enums(self) -> bool:
         return bool(np.any(self._info >> np.uint32(24) == (0x80 | Kind.ENUM)))
-
-    # The enum that has an enumerator of this name.
-    def _enum_of(self, name: str) -> int | None:
-        offset = self._find_string(name)
-        if offset is None:
-            return None
-        for word in np.flatnonzero(self._words == offset):
-            row = int(np.searchsorted(self._starts, word, side="right")) - 1
-            kind = int(self._info[row]) >> 24 & 0x7F
-            within = int(word) - int(self._starts[row]) - 3
-            if kind in _ENUMS and within >= 0 and within % _WORDS[Kind(kind)][1] == 0:
-                return row + 1
-        return None
 
     # Spell a type; parts[0] is how many more parts of types may be visited.
     def _declare(self, type_id: int, parts: list[int]) -> str:

@@ -10,6 +10,7 @@ right is *wild*; one that may be right, but whose bytes the target does not have
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -343,6 +344,26 @@ class SegmentMemory:
             rest = np.flatnonzero(~present)
             rows[rest], present[rest] = self._fallback.gather(addresses[rest], size)
         return rows, present
+
+    def read(self, address: int, size: int) -> bytes:
+        """Read one piece of memory, which :meth:`gather` is slow at.
+
+        :raises LookupError: if any of it is not there; the fallback is not asked.
+        """
+        index = bisect.bisect_right(self._start, np.uint64(address)) - 1
+        if (
+            not KERNEL_HALF <= address < address + size < 2**64
+            or index < 0
+            or address + size > self._end[index]
+        ):
+            raise LookupError("not in any segment")
+        offset = (address + int(self._shift[index])) % 2**64
+        if self._captured_before is not None:
+            first = (offset - self._captured_from) // WORD
+            last = (offset - self._captured_from + size + WORD - 1) // WORD
+            if self._captured_before[last] - self._captured_before[first] != last - first:
+                raise LookupError("not captured in this snapshot")
+        return self._buffer[offset : offset + size].tobytes()
 
     # Clears `present` where a row holds a word that was not captured.
     def _drop_uncaptured(self, offsets: NDArray[np.int64], present: BoolColumn, size: int) -> None:
