@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from . import initramfs, manifest
+from .cache import locked
 from .errors import GuestError, LabError
 from .guest import Guest, qemu_version
 from .kernels import KernelImage, config_facts, fetch, kernel
@@ -57,13 +59,14 @@ class Lab:
         wanted = kernel(plan.kernel)
         image = fetch(wanted, self.cache)
         self.say(f"{plan.name}: {image.package.name} {image.package.version}")
-        programs = {
-            name: compile_program(name, self.cache / "programs" / name)
-            for name in ("witness", plan.workload)
-        }
         command = [*options, f"/lab/{plan.workload}", *plan.arguments()]
         modules = [image.module(name) for name in wanted.modules]
-        archive = initramfs.build(programs, modules, command)
+        with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
+            programs = {
+                name: compile_program(name, Path(scratch) / name)
+                for name in ("witness", plan.workload)
+            }
+            archive = initramfs.build(programs, modules, command)
         return Prepared(plan, image, archive, f"{_APPEND} {plan.append}".strip())
 
     def boot(self, prepared: Prepared) -> Guest:
@@ -140,6 +143,10 @@ class Lab:
 
     def capture(self, plan: Plan, keep_core: Path | None) -> None:
         """Make fixtures/NAME.core.xz and fixtures/NAME.json from nothing."""
+        with locked(self.cache, f"capture-{plan.name}"):
+            self._capture(plan, keep_core)
+
+    def _capture(self, plan: Plan, keep_core: Path | None) -> None:
         core = keep_core if keep_core is not None else self.cache / f"{plan.name}.core"
         made = self.dump(plan, core, f"scripts/lab capture {plan.name}")
         made["dump"] = {"size": core.stat().st_size, "sha256": manifest.sha256(core)}

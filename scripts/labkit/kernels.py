@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .apt import Apt, Package, extract, newest, unpack
+from .cache import locked
 from .errors import LabError
 
 __all__ = ("KERNELS", "Kernel", "KernelImage", "config_facts", "fetch", "fetch_debuginfo", "kernel")
@@ -97,6 +98,13 @@ def fetch(wanted: Kernel, cache: Path) -> KernelImage:
     """Download and unpack the newest package of a kernel, unless the cache has it."""
     apt, package = _resolve(wanted, wanted.pattern)
     root = cache / "kernels" / f"{package.name}_{package.version.replace(':', '_')}"
+    with locked(cache, "kernels"):
+        _fetch(apt, package, root)
+    release = _one(root, "lib/modules/*", "usr/lib/modules/*").name
+    return KernelImage(package, release, root)
+
+
+def _fetch(apt: Apt, package: Package, root: Path) -> None:
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
         deb = apt.download(package, root.parent)
@@ -105,27 +113,33 @@ def fetch(wanted: Kernel, cache: Path) -> KernelImage:
         unpack(deb, partial)
         deb.unlink()
         partial.rename(root)
-    release = _one(root, "lib/modules/*", "usr/lib/modules/*").name
-    return KernelImage(package, release, root)
 
 
 def fetch_debuginfo(wanted: Kernel, cache: Path) -> Path:
     """The vmlinux with DWARF of the same build as `fetch` gives; some 300 MB to download."""
     image = fetch(wanted, cache)
     target = cache / "debuginfo" / f"vmlinux-{image.release}-{image.package.version}"
-    if not target.is_file():
-        apt, package = _resolve(wanted, re.escape(image.package.name + "-dbg"))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if package.version != image.package.version:
-            raise LabError(f"{package.name} is {package.version}, the kernel another version.")
-        deb = apt.download(package, target.parent)
-        partial = target.parent / "partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        extract(deb, partial, "*/vmlinux-*")
-        deb.unlink()
-        _one(partial, "usr/lib/debug/boot/vmlinux-*", "usr/lib/debug/**/vmlinux*").rename(target)
-        shutil.rmtree(partial)
+    with locked(cache, "debuginfo"):
+        if not target.is_file():
+            apt, package = _resolve(wanted, re.escape(image.package.name + "-dbg"))
+            if package.version != image.package.version:
+                raise LabError(
+                    f"{package.name} is {package.version}, the kernel {image.package.version}: "
+                    "these suites do not have the debug symbols of this build."
+                )
+            _fetch_debuginfo(apt, package, target)
     return target
+
+
+def _fetch_debuginfo(apt: Apt, package: Package, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    deb = apt.download(package, target.parent)
+    partial = target.parent / "partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    extract(deb, partial, "*/vmlinux-*")
+    deb.unlink()
+    _one(partial, "usr/lib/debug/boot/vmlinux-*", "usr/lib/debug/**/vmlinux*").rename(target)
+    shutil.rmtree(partial)
 
 
 # What decides how the structures look or how the guest behaves, and so may explain a difference.

@@ -1,0 +1,255 @@
+"""The lab, as far as it can be tested without a guest: the word, the manifest, the packages."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import re
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from labkit.apt import Package, newest
+from labkit.errors import GuestError, LabError
+from labkit.initramfs import Archive, read_module
+from labkit.kernels import KERNELS, config_facts, kernel
+from labkit.manifest import describe_word, encode
+from labkit.programs import HERE, WORKLOADS
+from labkit.specs import FIXTURES, PARAMETERS, fixture, plan
+from labkit.system import Need, require
+from labkit.versions import compare_versions
+from labkit.word import checksum, parse_event, parse_word, records
+
+
+def record(kind: str, key: str, content: bytes) -> bytes:
+    return f"@ {kind} {key} {len(content)}\n".encode() + content + b"\n"
+
+
+def finished(data: bytes) -> bytes:
+    data += record("end", "-", b"")
+    return data + f"# {checksum(data):08x}\n".encode()
+
+
+STAT = b"%d (%s) %s %d 1 1 0 -1 %d 0 0 0 0\n"
+MAPS = b"""\
+00400000-00401000 r--p 00000000 00:02 13                                 /lab/two  blanks\\012
+7ffe8a7fa000-7ffe8a81b000 rw-p 00000000 00:00 0                          [stack]
+7fff00000000-7fff00001000 rw-p 00000000 00:00 0\x20
+"""
+SMAPS = (
+    b"Anonymous:             8 kB\nVmFlags: rd mr mw me \n"
+    b"Anonymous:             0 kB\nVmFlags: rd wr \n"
+    b"Anonymous:             4 kB\nVmFlags: rd wr dc \n"
+)
+WORD = finished(
+    record("fact", "version", b"Linux version 0\n")
+    + record("log", "-", b"fork index=1 pid=12 base=0x7f00 pages=\n")
+    + record("log", "-", b"READ-NOT\n")
+    + record("stat", "7", STAT % (7, b"a) Z 9 (b", b"S", 1, 0x400040))
+    + record("comm", "7", b"a) Z 9 (b\n")
+    + record("threads", "7", b"7 Z\n")
+    + record("threads", "7", b"9 S\n")
+    + record("maps", "7", MAPS[:30])
+    + record("maps", "7", MAPS[30:])
+    + record("smaps", "7", SMAPS)
+    + record("stat", "2", STAT % (2, b"kthreadd", b"S", 0, 0x208040))
+    + record("comm", "2", b"kthreadd\n")
+    + record("stat", "8", STAT % (8, b"\xff\n@ x y 3\n", b"T", 7, 0))
+    + record("comm", "8", b"\xff\n@ x y 3\n\n")
+    + record(
+        "slabinfo", "-", b"slabinfo - version: 2.1\n# name\nanon_vma  5 5\nanon_vmas 1 1\nx 1\n"
+    )
+    + record("slab", "anon_vma/objects", b"5 N0=5\n")
+)
+
+
+def test_word() -> None:
+    word = parse_word(WORD)
+    assert word.facts == {"version": "Linux version 0"}
+    assert word.log == [
+        {"event": "fork", "index": 1, "pid": 12, "base": "0x7f00", "pages": ""},
+        {"event": "READ-NOT"},
+    ]
+    assert word.slabinfo == ["slabinfo - version: 2.1", "# name", "anon_vma  5 5"]
+    assert word.slab == {"anon_vma": {"objects": "5 N0=5"}}
+    assert [process.pid for process in word.processes] == [2, 7, 8]
+
+
+def test_word_of_a_process() -> None:
+    thread, process, odd = parse_word(WORD).processes
+    assert thread.kernel_thread
+    assert not process.kernel_thread
+    assert (process.comm, process.state, process.ppid, process.tgid) == ("a) Z 9 (b", "S", 1, 7)
+    assert process.threads == [(7, "Z"), (9, "S")]
+    assert process.maps == [
+        "00400000-00401000 r--p 00000000 00:02 13 /lab/two  blanks\\012",
+        "7ffe8a7fa000-7ffe8a81b000 rw-p 00000000 00:00 0 [stack]",
+        "7fff00000000-7fff00001000 rw-p 00000000 00:00 0",
+    ]
+    assert process.smaps == ["8 rd mr mw me", "0 rd wr", "4 rd wr dc"]
+    # A command name that holds what looks like a record, and a byte that is not UTF-8.
+    assert odd.comm == "\udcff\n@ x y 3\n"
+    assert odd.comm.encode("utf-8", "surrogateescape") == b"\xff\n@ x y 3\n"
+
+
+@pytest.mark.parametrize("length", [0, 1, 20, 100, len(WORD) // 2, len(WORD) - 1])
+def test_word_cut_short(length: int) -> None:
+    with pytest.raises(GuestError):
+        list(records(WORD[:length]))
+
+
+def test_word_with_a_lost_byte() -> None:
+    at = WORD.index(b"[stack]")
+    with pytest.raises(GuestError):
+        list(records(WORD[:at] + WORD[at + 1 :]))
+
+
+def test_word_with_a_wrong_byte() -> None:
+    with pytest.raises(GuestError, match="checksum"):
+        list(records(WORD.replace(b"[stack]", b"[stock]")))
+
+
+def test_checksum_is_fnv1a() -> None:
+    # The published test values of the 32-bit FNV-1a hash.
+    assert checksum(b"") == 0x811C9DC5
+    assert checksum(b"foobar") == 0xBF9CF968
+
+
+def test_events() -> None:
+    assert parse_event("x a=-3 b=0x10 c=1:2,3:4") == {
+        "event": "x",
+        "a": -3,
+        "b": "0x10",
+        "c": "1:2,3:4",
+    }
+
+
+def test_manifest_reads_back() -> None:
+    described = describe_word(parse_word(WORD))
+    text = encode({"word": described, "empty": [], "none": None})
+    assert json.loads(text) == {"word": described, "empty": [], "none": None}
+    assert text.isascii()
+    # An event is a line; what is long or nested is spread.
+    assert '\n   {"event": "READ-NOT"}\n' in text
+    assert max(map(len, text.splitlines())) < 200
+
+
+@pytest.mark.parametrize(
+    ("lower", "higher"),
+    [
+        ("6.12.9-1", "6.12.117-1"),
+        ("6.12.117-1~deb12u1", "6.12.117-1"),
+        ("6.1.192-2", "6.1.192-10"),
+        ("1.0~rc1", "1.0"),
+        ("1.0", "1.0+b1"),
+        ("1.0a", "1.0+"),
+        ("9.9", "1:0.1"),
+        ("1.0-1", "1.0-1.1"),
+        ("6.12-rc1-1", "6.12.1-1"),
+    ],
+)
+def test_version_order(lower: str, higher: str) -> None:
+    assert compare_versions(lower, higher) == -1
+    assert compare_versions(higher, lower) == 1
+    assert compare_versions(lower, lower) == 0
+
+
+def test_version_zeros() -> None:
+    assert compare_versions("1.01", "1.1") == 0
+    assert compare_versions("0:1.0", "1.0") == 0
+    assert compare_versions("1.0", "1.0-0") == 0
+
+
+def test_newest_package() -> None:
+    names = ["6.12.9", "6.12.117", "6.12.100"]
+    packages = [Package(f"linux-image-{name}", f"{name}-1", "amd64") for name in names]
+    found = newest(packages)
+    assert found is not None
+    assert found.version == "6.12.117-1"
+    assert newest([]) is None
+
+
+def test_kernel_patterns() -> None:
+    pattern = KERNELS["6.12"].pattern
+    assert re.fullmatch(pattern, "linux-image-6.12.117+deb12-cloud-amd64")
+    for other in (
+        "linux-image-6.12-cloud-amd64",
+        "linux-image-6.12.117+deb12-cloud-amd64-unsigned",
+    ):
+        assert not re.fullmatch(pattern, other)
+    assert not re.fullmatch(KERNELS["6.1"].pattern, "linux-image-6.12.9+deb12-cloud-amd64")
+    with pytest.raises(LabError, match=r"6\.1, 6\.12"):
+        kernel("6.13")
+
+
+def test_config_facts() -> None:
+    facts = config_facts("CONFIG_KSM=y\n# CONFIG_DEBUG_VM is not set\nCONFIG_NR_CPUS=8192\n")
+    assert facts["CONFIG_KSM"] == "y"
+    assert facts["CONFIG_DEBUG_VM"] == "n"
+    assert facts["CONFIG_NR_CPUS"] == "8192"
+
+
+def test_archive() -> None:
+    archive = Archive()
+    archive.directory("lab")
+    archive.file("lab/x", b"abcde", 0o755)
+    archive.character_device("dev/console", 5, 1)
+    data = archive.finish()
+    members, at = {}, 0
+    while at < len(data):
+        magic, *fields = struct.unpack_from("6s" + "8s" * 13, data, at)
+        assert magic == b"070701"
+        mode, size, major, minor, name_size = (int(fields[i], 16) for i in (1, 6, 9, 10, 11))
+        name = data[at + 110 : at + 110 + name_size - 1].decode()
+        at += (110 + name_size + 3) & ~3
+        members[name] = (mode, data[at : at + size], (major, minor))
+        at += (size + 3) & ~3
+    assert members == {
+        "lab": (0o040755, b"", (0, 0)),
+        "lab/x": (0o100755, b"abcde", (0, 0)),
+        "dev/console": (0o020600, b"", (5, 1)),
+        "TRAILER!!!": (0, b"", (0, 0)),
+    }
+
+
+def test_module_compression(tmp_path: Path) -> None:
+    plain, packed, odd = (tmp_path / name for name in ("a.ko", "a.ko.xz", "a.ko.zst"))
+    plain.write_bytes(b"ELF")
+    packed.write_bytes(lzma.compress(b"ELF"))
+    odd.write_bytes(b"?")
+    assert read_module(plain) == read_module(packed) == b"ELF"
+    with pytest.raises(LabError, match=r"a\.ko\.zst"):
+        read_module(odd)
+
+
+def test_workloads_have_parameters_and_fixtures() -> None:
+    assert set(WORKLOADS) == set(PARAMETERS)
+    for name in WORKLOADS:
+        source = (HERE / "workloads" / f"{name}.c").read_text()
+        for parameter in (*PARAMETERS[name], "seed"):
+            assert f'lab_parameter(argc, argv, "{parameter}"' in source
+    for kernel_name in KERNELS:
+        for workload in ("forktree", "forkchain", "vmaops", "mixed"):
+            assert FIXTURES[f"{workload}-{kernel_name}"].kernel == kernel_name
+
+
+def test_plan() -> None:
+    one = plan("x", "6.1", "forktree", ["depth=2", "seed=9"], smaps=True)
+    assert (one.parameters["depth"], one.parameters["fan"], one.seed, one.smaps) == (2, 3, 9, True)
+    assert one.arguments()[-1] == "seed=9"
+    for wrong in ("depth", "depth=x", "width=3"):
+        with pytest.raises(LabError, match="NAME=NUMBER"):
+            plan("x", "6.1", "forktree", [wrong])
+    with pytest.raises(LabError, match="no-such"):
+        plan("x", "6.1", "no-such")
+    with pytest.raises(LabError, match="forktree-6"):
+        fixture("no-such")
+
+
+def test_what_is_missing_is_named() -> None:
+    with pytest.raises(LabError, match=r"apt-get install .* absent-package$"):
+        require([Need("sh", "dash"), Need("no-such-program", "absent-package")])
