@@ -21,11 +21,13 @@ from .captures import CAPTURES, Capture
 # include/linux/mm.h
 VM_READ, VM_WRITE, VM_EXEC, VM_MAYSHARE = 1, 2, 4, 0x80
 
-pytestmark = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
+every = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
+FORK_TREES = [capture for capture in CAPTURES if capture.manifest["workload"] == "forktree"]
 
 
-def test_there_are_captures(capture: Capture) -> None:
-    assert capture.core.exists(), "a manifest without its core"
+def test_there_are_captures() -> None:
+    assert all(capture.core.exists() for capture in CAPTURES), "a manifest without its core"
+    assert FORK_TREES
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def our_maps(capture: Capture, mm: int) -> list[Mapping]:
     return mappings
 
 
+@every
 def test_vmas_are_those_of_proc_maps(capture: Capture) -> None:
     tables = capture.tables
     processes = {process["tgid"]: process for process in capture.processes()}
@@ -105,6 +108,7 @@ def test_vmas_are_those_of_proc_maps(capture: Capture) -> None:
         assert ours == theirs, f"process {tgid}"
 
 
+@every
 def test_threads_are_those_of_proc(capture: Capture) -> None:
     ours: dict[int, set[int]] = {}
     for tgid, pid in zip(capture.tables.tasks.tgid, capture.tables.tasks.pid, strict=True):
@@ -119,6 +123,7 @@ def test_threads_are_those_of_proc(capture: Capture) -> None:
         assert ours[process["tgid"]] == alive
 
 
+@every
 def test_everything_was_there(capture: Capture) -> None:
     tables = capture.tables
     assert tables.complete
@@ -129,6 +134,7 @@ def test_everything_was_there(capture: Capture) -> None:
     assert (tables.nodes.avc != NO_ROW).all()
 
 
+@every
 def test_counts_agree_with_slabinfo(capture: Capture) -> None:
     """``active_objs`` counts the free objects of per-CPU slabs as active."""
     slab = capture.manifest["word"]["slab"]["anon_vma"]
@@ -198,9 +204,8 @@ class ForkTree:
             self.active[index][start] = made
 
 
+@pytest.mark.parametrize("capture", FORK_TREES, ids=lambda capture: capture.name)
 def test_fork_tree_is_that_of_the_log(capture: Capture) -> None:
-    if capture.manifest["workload"] != "forktree":
-        pytest.skip("another workload")
     tables = capture.tables
     tree = ForkTree(capture.manifest["word"]["log"])
     assert len(tree.pid) > 10
