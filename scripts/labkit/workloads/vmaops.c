@@ -6,7 +6,8 @@
  * area to move to, and does random operations on random ranges of them: writes, mprotect(),
  * munmap(), mapping a hole again, mremap() (move, grow, shrink, leaving the old mapping behind),
  * MADV_DONTNEED, and now and then a fork whose child goes on as well. Operations that the kernel
- * refuses are part of the game, and logged with their errno; so are writes that fault.
+ * refuses are part of the game, and logged with their errno; of writes, how many pages were written
+ * before one faulted. `to` is the protection, the page moved to, or the new number of pages.
  */
 #include "lab.h"
 #include <fcntl.h>
@@ -55,17 +56,14 @@ static int random_protection(void)
     return choices[lab_random(sizeof(choices) / sizeof(choices[0]))];
 }
 
-static void map_hole(char *start, unsigned count, int file)
+static long map_hole(char *start, unsigned count, int file)
 {
-    int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE;
-    long at = (start - area) / (long)LAB_PAGE;
-    void *got;
+    int flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (file < 0 ? MAP_ANONYMOUS : 0);
+    long offset = file < 0 ? 0 : start - area;
 
-    if (file >= 0)
-        got = mmap(start, count * LAB_PAGE, PROT_READ | PROT_WRITE, flags, file, at * LAB_PAGE);
-    else
-        got = mmap(start, count * LAB_PAGE, PROT_READ | PROT_WRITE, flags | MAP_ANONYMOUS, -1, 0);
-    (void)got;
+    return mmap(start, count * LAB_PAGE, PROT_READ | PROT_WRITE, flags, file, offset) == MAP_FAILED
+               ? -1
+               : 0;
 }
 
 /* The three parts of the area, each `pages` long: anonymous, private file, free. */
@@ -108,7 +106,7 @@ static void operate(uint32_t index, int file, int may_fork)
         result = munmap(start, count * LAB_PAGE);
     } else if (choice < 78) {
         what = choice < 74 ? "map-anonymous" : "map-file";
-        map_hole(start, count, choice < 74 ? -1 : file);
+        result = map_hole(start, count, choice < 74 ? -1 : file);
     } else if (choice < 88) {
         what = "mremap-move";
         got = mremap(start, count * LAB_PAGE, count * LAB_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
@@ -143,8 +141,12 @@ static void operate(uint32_t index, int file, int may_fork)
         lab_await(born);
         return;
     }
-    lab_log("%s index=%u page=%u pages=%u to=%u result=%ld errno=%d", what, index, from, count, to,
-            result, errno);
+    if (result < 0)
+        lab_log("%s index=%u page=%u pages=%u to=%u errno=%d", what, index, from, count, to, errno);
+    else if (choice < 40)
+        lab_log("%s index=%u page=%u pages=%u done=%ld", what, index, from, count, result);
+    else
+        lab_log("%s index=%u page=%u pages=%u to=%u", what, index, from, count, to);
 }
 
 int main(int argc, char **argv)
