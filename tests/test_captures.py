@@ -68,6 +68,7 @@ def our_maps(capture: Capture, mm: int) -> list[Mapping]:
     rows = tables.slots.vma[tables.slots.mm == mm]
     paths = file_paths(capture.target, vmas.vm_file[rows])
     mappings = []
+    release = capture.target.release
     for row in rows:
         flags = int(vmas.vm_flags[row])
         file = int(vmas.vm_file[row])
@@ -81,7 +82,7 @@ def our_maps(capture: Capture, mm: int) -> list[Mapping]:
                 int(vmas.vm_end[row]),
                 permissions,
                 int(vmas.vm_pgoff[row]) * tables.era.page_size if file else 0,
-                paths[file].decode() if file else bracketed_name(tables, int(row), mm, capture.target.release),
+                paths[file].decode() if file else bracketed_name(tables, int(row), mm, release),
             )
         )
     return mappings
