@@ -1,7 +1,441 @@
-"""To come."""
+"""The ``anon_vma_chain`` list of each VMA."""
 
-from anonvma_inspect.invariants.base import Invariant
+from __future__ import annotations
+
+import numpy as np
+
+from anonvma_inspect.invariants.base import (
+    Invariant,
+    Severity,
+    Text,
+    Verdict,
+    Violations,
+    address_text,
+    always,
+)
+from anonvma_inspect.invariants.facts import Facts, marked
+from anonvma_inspect.invariants.lists import LIST_POISON
+from anonvma_inspect.tables import NO_ROW, ChainEnd, PointerState, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("INVARIANTS",)
 
-INVARIANTS: tuple[Invariant, ...] = ()
+
+def _check_chain_links(facts: Facts) -> Verdict:
+    # * next of each entry and of the head is answered by prev, and prev by next.
+    # * No word of a list is poison, NULL or wild, and none leads to what is no entry of it.
+    # Which of two words that disagree is wrong, is worked out in lists.py.
+    tables = facts.tables
+    words = facts.list_words
+    state = words.pointer_state
+    poison = np.isin(words.value, LIST_POISON)
+    wild = ((state == PointerState.WILD) | (state == PointerState.NULL)) & ~poison
+    stranger = (words.expected == 0) & ~poison & ~wild
+    astray = ~poison & ~wild & ~stranger
+    groups = []
+    for which, what in (
+        (poison, "is poison, as list_del() leaves it, in an entry that is in use"),
+        (wild, "cannot be the address of an entry"),
+        (stranger, "does not lead to an entry of its list"),
+        (astray, "disagrees with the other entries"),
+    ):
+        for in_vma in (True, False):
+            for is_next, name in ((True, "next"), (False, "prev")):
+                rows = np.flatnonzero(which & (words.in_vma == in_vma) & (words.is_next == is_next))
+                expected = address_text(
+                    words.expected[rows], words.expected[rows] != 0, "an entry of the list"
+                )
+                actual = address_text(words.value[rows])
+                owner = words.owner[rows]
+                if in_vma:
+                    message = f"{name} of a list head, vma->anon_vma_chain, {what}"
+                    groups.append(
+                        facts.of_vmas(message, owner, f"anon_vma_chain_{name}", expected, actual)
+                    )
+                else:
+                    message = f"{name} in avc->same_vma {what}"
+                    groups.append(
+                        facts.of_avcs(message, owner, f"same_vma_{name}", expected, actual)
+                    )
+    walked = tables.vmas.chain_end != ChainEnd.NOT_WALKED
+    return Verdict(int(np.count_nonzero(walked)), groups)
+
+
+def _check_chain_owner(facts: Facts) -> Verdict:
+    # * avc->vma of each entry of a list is the VMA whose list it is.
+    tables = facts.tables
+    links, vmas = tables.links, tables.vmas
+    wrong = np.flatnonzero(facts.avc_vma[links.avc] != vmas.address[links.vma])
+    # An AVC that is on its own VMA's list as well has not a wrong owner, but a wrong place.
+    wrong = wrong[~facts.link_owned[facts.link_of_avc[links.avc[wrong]]]]
+    avc, vma = links.avc[wrong], links.vma[wrong]
+    return Verdict(
+        len(links.avc),
+        [
+            facts.of_avcs(
+                "an AVC on a VMA's list names another VMA",
+                avc,
+                "vma",
+                address_text(vmas.address[vma]),
+                address_text(tables.avcs.vma[avc]),
+            )
+        ],
+    )
+
+
+def _check_chain_duplicate(facts: Facts) -> Verdict:
+    # * No two AVCs on a list lead to the same anon_vma.
+    tables = facts.tables
+    links = tables.links
+    known = np.flatnonzero(facts.link_anon_vma != NO_ROW)
+    keys = facts.pair_key(links.vma[known], facts.link_anon_vma[known])
+    in_order = np.sort(keys)
+    repeated = in_order[:-1][in_order[1:] == in_order[:-1]]
+    rows = known[np.isin(keys, repeated)] if len(repeated) else known[:0]
+    # Of those that share an anon_vma, one that is not in its tree has the wrong word; else the
+    # ones behind the first are too many.
+    avc = links.avc[rows]
+    stray = facts.link_tree[rows] != facts.link_anon_vma[rows]
+    order = np.lexsort((links.position[rows], stray, facts.link_anon_vma[rows], links.vma[rows]))
+    rows, avc = rows[order], avc[order]
+    behind = np.zeros(len(rows), dtype=bool)
+    behind[1:] = (links.vma[rows[1:]] == links.vma[rows[:-1]]) & (
+        facts.link_anon_vma[rows[1:]] == facts.link_anon_vma[rows[:-1]]
+    )
+    # The same AVC met twice is a list that loops.
+    behind[1:] &= avc[1:] != avc[:-1]
+    surplus = avc[behind]
+    return Verdict(
+        len(links.avc),
+        [
+            facts.of_avcs(
+                "a second AVC connects the same VMA and anon_vma",
+                surplus,
+                "anon_vma",
+                always("an anon_vma that is not in the chain yet"),
+                address_text(tables.avcs.anon_vma[surplus]),
+            )
+        ],
+    )
+
+
+def _check_chain_root(facts: Facts) -> Verdict:
+    # * All anon_vmas of a chain have one root.
+    # * That root is in the chain.
+    # * The parent of each is in the chain.
+    # The first is told of any entries that are known; that something is not in a chain only of
+    # chains that are known as a whole.
+    groups = [
+        *_check_one_root(facts),
+        *(_check_parents_in_chain(facts) if facts.era.has_parent else ()),
+    ]
+    chains = int(np.count_nonzero(facts.tables.vmas.chain_length))
+    return Verdict(chains, groups)
+
+
+def _first_by_vma(facts: Facts, which: BoolColumn) -> RowColumn:
+    # The anon_vma of the first entry of each chain for which something holds.
+    links = facts.tables.links
+    rows = np.flatnonzero(which)[::-1]
+    first = np.full(len(facts.tables.vmas.address), NO_ROW, dtype=np.int64)
+    first[links.vma[rows]] = facts.link_anon_vma[rows]
+    return first
+
+
+def _check_one_root(facts: Facts) -> list[Violations]:
+    tables = facts.tables
+    links, vmas, anon_vmas = tables.links, tables.vmas, tables.anon_vmas
+    itself = np.arange(len(anon_vmas.address))
+    own_root = facts.root_row == itself
+    # What the parent pointer says of being a root, if there is one.
+    own_parent = facts.parent_row == itself if facts.era.has_parent else own_root
+    member = facts.link_anon_vma
+    known = member != NO_ROW
+    certain = known & facts.link_certain
+    # The root that a chain goes by: a member that is a root by both pointers, or by one.
+    chosen = np.full(len(vmas.address), NO_ROW, dtype=np.int64)
+    for is_root in (own_parent, own_root, own_root & own_parent):
+        found = _first_by_vma(facts, certain & is_root[member])
+        chosen = np.where(found != NO_ROW, found, chosen)
+    reference = chosen[links.vma]
+    judged = certain & (reference != NO_ROW)
+    wrong = np.flatnonzero(judged & (facts.root[member] != anon_vmas.address[reference]))
+    # One wrong root shows in every chain that the anon_vma is in.
+    rows, first = np.unique(member[wrong], return_index=True)
+    expected = reference[wrong[first]]
+    groups = [
+        facts.of_anon_vmas(
+            "an anon_vma has another root than the chain that it is in",
+            rows,
+            "root",
+            address_text(anon_vmas.address[expected]),
+            address_text(anon_vmas.root[rows]),
+        )
+    ]
+    # Chains without any root. One of an anon_vma alone is active in its only VMAs and must be its
+    # own root; one that has lost its root's AVC says so of the VMA.
+    doubtful = marked(len(vmas.address), links.vma[~certain])
+    bare = facts.chain_sound & (vmas.chain_length > 0) & (chosen == NO_ROW) & ~doubtful
+    member_of = _first_by_vma(facts, known)
+    alone = member_of[bare & (vmas.chain_length == 1)]
+    alone = np.unique(alone[alone != NO_ROW])
+    lost = np.flatnonzero(bare & (vmas.chain_length > 1))
+    root_of = facts.root[member_of[lost]]
+    groups += [
+        facts.of_anon_vmas(
+            "an anon_vma that is alone in its chain is not its own root",
+            alone,
+            "root",
+            address_text(anon_vmas.address[alone]),
+            address_text(anon_vmas.root[alone]),
+        ),
+        facts.of_vmas(
+            "the root of the anon_vmas in a chain is not in that chain",
+            lost,
+            None,
+            address_text(root_of),
+            always("not in the chain"),
+        ),
+    ]
+    return groups
+
+
+def _check_parents_in_chain(facts: Facts) -> list[Violations]:
+    tables = facts.tables
+    links, anon_vmas = tables.links, tables.anon_vmas
+    member = facts.link_anon_vma
+    judged = facts.link_certain & (member != NO_ROW) & facts.chain_sound[links.vma]
+    parent = np.where(judged, facts.parent_row[member], NO_ROW)
+    # Nearly always the parent is the anon_vma itself or that of a neighbour on the list.
+    open_ = judged & (parent != NO_ROW) & (parent != member)
+    open_[:-1] &= (parent[:-1] != member[1:]) | (links.vma[:-1] != links.vma[1:])
+    open_[1:] &= (parent[1:] != member[:-1]) | (links.vma[1:] != links.vma[:-1])
+    rows = np.flatnonzero(open_)
+    if len(rows):
+        rows = rows[~facts.in_chain(links.vma[rows], parent[rows])]
+    # An entry whose anon_vma is not known may be the parent's.
+    unknown = marked(len(tables.vmas.address), links.vma[member == NO_ROW])
+    rows = rows[~unknown[links.vma[rows]]]
+    # If it is missing in all the chains that the child is in, or in several, then the child's word
+    # is wrong; if in one of many, that chain has lost an entry.
+    count = np.bincount(member[rows], minlength=len(anon_vmas.address))
+    chains = np.bincount(member[judged], minlength=len(count)) if len(rows) else count
+    blamed = (count > 1) | (count == chains)
+    of_child = np.unique(member[rows[blamed[member[rows]]]])
+    of_vma = rows[~blamed[member[rows]]]
+    return [
+        facts.of_anon_vmas(
+            "the parent of an anon_vma is not in the chains that the anon_vma is in",
+            of_child,
+            "parent",
+            always("an anon_vma of the same chains"),
+            address_text(anon_vmas.parent[of_child]),
+        ),
+        facts.of_vmas(
+            "the parent of an anon_vma in a chain is not in that chain",
+            links.vma[of_vma],
+            None,
+            address_text(anon_vmas.address[parent[of_vma]]),
+            always("not in the chain"),
+        ),
+    ]
+
+
+def _check_active_in_chain(facts: Facts) -> Verdict:
+    # * vma->anon_vma is NULL if the chain is empty, and only then.
+    # * Else it is an anon_vma of the chain.
+    # With a tag in it that means something (era.tag_scheme), vma->anon_vma leads elsewhere; then
+    # nothing is said here. A low bit that means nothing is AV601's finding.
+    tables = facts.tables
+    vmas, links, nodes = tables.vmas, tables.links, tables.nodes
+    count = len(vmas.address)
+    pointer, active = vmas.anon_vma_pointer, vmas.active
+    judged = vmas.chain_end != ChainEnd.NOT_WALKED
+    if facts.era.tag_scheme != "none":
+        judged &= (vmas.anon_vma_tag == 0) | (pointer == 0)
+    is_null = pointer == 0
+    record = facts.era.anon_vma
+    wild = judged & ~is_null & facts.wild(pointer, active, record)
+    has_entry = marked(count, links.vma[facts.link_owned])
+
+    null = judged & is_null & has_entry
+    # A list that both words of the head say is empty.
+    head = vmas.chain_head
+    empty = (vmas.chain_next == head) & (vmas.chain_prev == head)
+    idle = judged & ~is_null & ~wild & empty
+    # In the chain: by what the entries say, or by the tree that one of them is in.
+    present = marked(count, links.vma[facts.avc_anon_vma[links.avc] == pointer[links.vma]])
+    doubtful = np.flatnonzero(~facts.link_certain)
+    at = links.vma[doubtful]
+    present |= marked(count, at[facts.link_tree[doubtful] == active[at]])
+    missing = judged & ~is_null & ~wild & facts.chain_sound & (vmas.chain_length > 0) & ~present
+    if missing.any():
+        # An AVC of this VMA that is in that tree, but not on the list: the list has lost it.
+        vma = facts.avc_vma_row[nodes.avc]
+        lost = (vma != NO_ROW) & (active[vma] == nodes.anon_vma)
+        missing &= ~marked(count, vma[lost])
+    first = _first_entry(facts)
+    # Which it must be is clear only if there is one.
+    exact = (vmas.chain_length == 1) & facts.chain_sound
+    groups = []
+    for which, message, no_entry in (
+        (null, "vma->anon_vma is NULL, but its chain is not empty", False),
+        (idle, "vma->anon_vma is set, but its chain is empty", True),
+        (wild, "vma->anon_vma cannot be the address of an anon_vma", False),
+        (missing, "vma->anon_vma is not in the VMA's chain", False),
+    ):
+        rows = np.flatnonzero(which)
+        expected = always("0x0") if no_entry else _active_text(facts, rows, first, exact)
+        groups.append(
+            facts.of_vmas(message, rows, "anon_vma", expected, address_text(vmas.anon_vma[rows]))
+        )
+    return Verdict(int(np.count_nonzero(judged)), groups)
+
+
+# What the first entry of each chain leads to.
+def _first_entry(facts: Facts) -> U64Column:
+    links = facts.tables.links
+    first = np.zeros(len(facts.tables.vmas.address), dtype=np.uint64)
+    rows = np.flatnonzero(links.position == 0)
+    first[links.vma[rows]] = facts.avc_anon_vma[links.avc[rows]]
+    return first
+
+
+def _active_text(facts: Facts, rows: RowColumn, first: U64Column, exact: BoolColumn) -> Text:
+    vmas = facts.tables.vmas
+    empty = (vmas.chain_length[rows] == 0) & facts.chain_sound[rows]
+    known = exact[rows] | empty
+    value = np.where(empty, np.uint64(0), first[rows])
+    return address_text(value, known, "an anon_vma of its chain")
+
+
+_LIST_LOCK = (
+    "The mm's mmap_lock for write, or for read together with page_table_lock where a fault "
+    "prepares the first anon_vma (no other entry can be there then)."
+)
+
+INVARIANTS = (
+    Invariant(
+        code="AV101",
+        slug="chain-links",
+        severity=Severity.ERROR,
+        statement=(
+            "A VMA's list of AVCs is circular, next and prev agree everywhere, and no word is "
+            "poison."
+        ),
+        why=(
+            "AVCs come onto vma->anon_vma_chain by list_add() and leave it by list_del() only, "
+            "which keep both directions in step; list_del() poisons what it takes out, before it "
+            "is freed. An empty list has both pointers at its own head. Where two words disagree, "
+            "the others around them mostly tell which one is wrong, and that one is reported."
+        ),
+        consequence=(
+            "Clone, fork and unlink walk this list in both directions: they copy or free the wrong "
+            "AVCs, leave some in the trees after their VMA is freed, or run in circles."
+        ),
+        lock=_LIST_LOCK,
+        source=(
+            "anon_vma_chain_assign() (anon_vma_chain_link() in v6.1), anon_vma_clone() and "
+            "unlink_anon_vmas() in mm/rmap.c (v6.1, v6.12); include/linux/list.h and poison.h."
+        ),
+        eras="v2.6.34 and later.",
+        objects="lists",
+        check=_check_chain_links,
+    ),
+    Invariant(
+        code="AV102",
+        slug="chain-owner",
+        severity=Severity.ERROR,
+        statement="An AVC on a VMA's list names that VMA in avc->vma.",
+        why=(
+            "Both are set in one place, when the AVC is linked, and avc->vma never changes after "
+            "that. A VMA that takes over another's anon_vmas gets AVCs of its own."
+        ),
+        consequence=(
+            "The reverse map goes from the tree to avc->vma: it looks for a page in the wrong "
+            "mapping, so reclaim or migration misses one that has it mapped; and the key that the "
+            "tree is ordered by is the wrong VMA's."
+        ),
+        lock=_LIST_LOCK,
+        source="anon_vma_chain_assign() (v6.12), anon_vma_chain_link() (v6.1) in mm/rmap.c.",
+        eras="v2.6.34 and later.",
+        objects="AVCs on lists",
+        check=_check_chain_owner,
+    ),
+    Invariant(
+        code="AV103",
+        slug="chain-duplicate",
+        severity=Severity.ERROR,
+        statement="One VMA and one anon_vma are connected by at most one AVC.",
+        why=(
+            "A chain starts with a single new AVC, and is copied whole into an empty one; what "
+            "fork adds leads to a new anon_vma. Merging gives a VMA another's chain only if it has "
+            "none itself."
+        ),
+        consequence=(
+            "Each page of the VMA is found twice, unlinking decrements num_children twice when "
+            "the tree empties, and the surplus AVC's own tree lacks the VMA."
+        ),
+        lock="The mm's mmap_lock, and the root's rwsem for write.",
+        source=(
+            "__anon_vma_prepare(), anon_vma_clone(), anon_vma_fork() in mm/rmap.c (v6.1, v6.12); "
+            "for merging, __vma_adjust() in mm/mmap.c (v6.1), dup_anon_vma() in mm/vma.c (v6.12)."
+        ),
+        eras="v2.6.34 and later.",
+        objects="AVCs on lists",
+        check=_check_chain_duplicate,
+    ),
+    Invariant(
+        code="AV104",
+        slug="chain-root",
+        severity=Severity.ERROR,
+        statement=(
+            "All anon_vmas of a chain have one root; that root, and the parent of each, are in the "
+            "chain."
+        ),
+        why=(
+            "Fork gives a child VMA a copy of the whole parent chain and at most one new anon_vma, "
+            "whose root is that of the parent's active one and whose parent is that one. So a "
+            "chain never mixes families, and nobody's ancestors leave it before the VMA does."
+        ),
+        consequence=(
+            "Code that walks a chain holds one lock, the root's: with two roots it changes trees "
+            "that it has not locked, or warns in lock_anon_vma_root(). With the root or a parent "
+            "missing, pages that were mapped before a fork are not found in this VMA."
+        ),
+        lock="The mm's mmap_lock, and the root's rwsem for write.",
+        source=(
+            "lock_anon_vma_root(), anon_vma_clone(), anon_vma_fork() in mm/rmap.c (v6.1, v6.12)."
+        ),
+        eras="One root: v2.6.36 and later. Parents in the chain: v3.19 and later, with the field.",
+        objects="chains",
+        check=_check_chain_root,
+    ),
+    Invariant(
+        code="AV105",
+        slug="active-in-chain",
+        severity=Severity.ERROR,
+        statement="vma->anon_vma is NULL exactly if the chain is empty, else it is in the chain.",
+        why=(
+            "The first anon_vma of a VMA is set together with its first AVC. A copy of a VMA gets "
+            "the chain with the pointer, fork points it at the anon_vma that it adds or reuses, "
+            "both of the chain, and unlinking sets it to NULL after the last AVC."
+        ),
+        consequence=(
+            "A fault stores vma->anon_vma in the new page: later nobody finds this VMA from the "
+            "page, so it is neither reclaimed nor migrated correctly; once that anon_vma is freed, "
+            "the page has a pointer into freed memory."
+        ),
+        lock=_LIST_LOCK,
+        source=(
+            "__anon_vma_prepare(), anon_vma_clone(), anon_vma_fork(), unlink_anon_vmas() in "
+            "mm/rmap.c (v6.1, v6.12)."
+        ),
+        eras=(
+            "v2.6.34 and later. Where the layouts say that the pointer carries a tag, only for "
+            "plain pointers."
+        ),
+        objects="VMAs",
+        check=_check_active_in_chain,
+    ),
+)

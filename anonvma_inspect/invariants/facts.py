@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.base import Text, Violations
+from anonvma_inspect.invariants.lists import ListWords, find_wrong_words
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.tables import (
@@ -247,17 +248,66 @@ class Facts:
         return np.where(link == NO_ROW, self.avc_vma_row, self.tables.links.vma[link])
 
     @cached_property
-    def chain_closed(self) -> BoolColumn:
-        """VMAs whose whole list was walked."""
-        closed: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
-        return closed
+    def avc_known(self) -> BoolColumn:
+        """AVCs that a list or a tree vouches for."""
+        known: BoolColumn = (self.link_of_avc != NO_ROW) | (self.node_of_avc != NO_ROW)
+        return known
+
+    @cached_property
+    def list_words(self) -> ListWords:
+        """Words of lists that are wrong."""
+        return find_wrong_words(
+            self.tables, self.era.avc, self.avc_known, self.link_of_avc != NO_ROW, self.home
+        )
+
+    @cached_property
+    def chain_sound(self) -> BoolColumn:
+        """VMAs whose whole list was walked, and whose list does not contradict itself.
+
+        Only of these can it be said that something is not on the list. (A ``next`` that skips an
+        entry leaves a list that closes; that is AV101's finding, and what is missing then, is not
+        another one.)
+        """
+        sound: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
+        sound[self.list_words.vmas] = False
+        return sound
+
+    @cached_property
+    def link_certain(self) -> BoolColumn:
+        """Entries of lists whose ``avc->anon_vma`` no tree contradicts."""
+        node = self.node_of_avc[self.tables.links.avc]
+        certain: BoolColumn = (node == NO_ROW) | self._at(self.node_owned, node)
+        return certain
+
+    @cached_property
+    def link_tree(self) -> RowColumn:
+        """Row of the anon_vma in whose tree each entry of a list is; NO_ROW if in none."""
+        node = self.node_of_avc[self.tables.links.avc]
+        if not len(self.tables.nodes.anon_vma):
+            return node
+        return np.where(node == NO_ROW, NO_ROW, self.tables.nodes.anon_vma[node])
+
+    @staticmethod
+    def _at(flags: BoolColumn, rows: RowColumn) -> BoolColumn:
+        found = np.zeros(len(rows), dtype=bool)
+        there = rows != NO_ROW
+        found[there] = flags[rows[there]]
+        return found
 
     @cached_property
     def pair_keys(self) -> U64Column:
-        """Which anon_vmas are in which VMA's chain: :meth:`pair_key` of all entries, sorted."""
+        """Which anon_vmas are in which VMA's chain: :meth:`pair_key` of all entries, sorted.
+
+        An AVC that names one anon_vma and is in the tree of another puts both of them there.
+        """
         links = self.tables.links
-        known = self.link_anon_vma != NO_ROW
-        return np.sort(self.pair_key(links.vma[known], self.link_anon_vma[known]))
+        known = np.flatnonzero(self.link_anon_vma != NO_ROW)
+        keys = self.pair_key(links.vma[known], self.link_anon_vma[known])
+        doubtful = np.flatnonzero(~self.link_certain)
+        if len(doubtful):
+            more = self.pair_key(links.vma[doubtful], self.link_tree[doubtful])
+            keys = np.concatenate([keys, more])
+        return np.sort(keys)
 
     def pair_key(self, vma: RowColumn, anon_vma: RowColumn) -> U64Column:
         """One number for a VMA and an anon_vma, by their rows."""

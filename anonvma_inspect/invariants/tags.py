@@ -6,7 +6,7 @@ import numpy as np
 
 from anonvma_inspect.invariants.base import Invariant, Severity, Verdict, Violations, address_text
 from anonvma_inspect.invariants.facts import TAG_BITS, Facts
-from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.tables import RowColumn
 from anonvma_inspect.target.memory import U64Column
 
 __all__ = ("INVARIANTS",)
@@ -41,7 +41,7 @@ def _check_tag_bits(facts: Facts) -> Verdict:
                 address_text(raw[rows]),
             )
         )
-    known = (facts.link_of_avc != NO_ROW) | (facts.node_of_avc != NO_ROW)
+    known = facts.avc_known
     objects += 2 * int(np.count_nonzero(known))
     for name, words in (("vma", avcs.vma), ("anon_vma", avcs.anon_vma)):
         rows = _tagged(words)
