@@ -216,7 +216,7 @@ def _describe_where(where: Where) -> str | None:
     parts = []
     if where.pid is not None:
         parts.append(f"PID {where.pid}")
-    if where.comm is not None:
+    if where.comm:
         parts.append(f"({escape(where.comm)})")
     if where.start is not None and where.end is not None:
         parts.append(span(where.start, where.end))

@@ -24,7 +24,8 @@ class Process:
     mm: int
 
     def __str__(self) -> str:
-        return f"PID {self.pid} ({escape(self.comm)})"
+        # An anonymized snapshot has no names.
+        return f"PID {self.pid} ({escape(self.comm)})" if self.comm else f"PID {self.pid}"
 
 
 def process_of_mm(tables: Tables, mm: int) -> Process | None:
