@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             drop(stream)
     sys.exit(code)
 
@@ -53,12 +54,16 @@ def _run(arguments: list[str]) -> int:
         sys.stderr.write(f"Try '{path} --help'.\n")
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
-        # The shell's prompt should not stand behind a half-written line.
-        sys.stderr.write("\n")
         return _INTERRUPTED
-    except BrokenPipeError:
-        drop(sys.stdout)
+    except SystemExit:
+        # This is how click ends when whoever reads its own output (--help) went away, with an exit
+        # code that would be a verdict here.
         return 0
+    except OSError as error:
+        # Of files, the layers below make sentences of their own; left are the outputs.
+        drop(sys.stdout)
+        _complain(f"cannot go on: {error.strerror or error}")
+        return TargetError.exit_code
     except MemoryError:
         _complain("out of memory: the audit of one process (--pid) or of a snapshot needs less")
         return TargetError.exit_code
@@ -83,9 +88,14 @@ def _complain(message: str) -> None:
     sys.stderr.write(f"{PROGRAM}: {printable(message)}\n")
 
 
-# Names that the locale's encoding does not have must not end the run; nor must file names of the
-# command line that are no text.
 def _make_writable() -> None:
+    # A stream that was closed before we began is None; what is written to it goes nowhere.
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
+    # Names that the locale's encoding does not have must not end the run; nor must file names of
+    # the command line that are no text.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

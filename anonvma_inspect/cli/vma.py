@@ -38,6 +38,8 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
     rows = tables.slots.vma[slots]
     rows = rows[rows != NO_ROW]
     paths = file_paths(target, np.unique(tables.vmas.vm_file[rows]))
+    if target.walks is not None and "file names" not in target.walks:
+        session.note("names of files are not in this snapshot")
     session.answer(VmaReport(target_facts(target, tables), tables, process, slots, paths))
     if place is not None or bool(tables.mms.whole[process.mm]):
         return 0
