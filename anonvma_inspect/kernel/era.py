@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.layouts import Field, Layouts
 
-__all__ = ("Era", "Record", "resolve_era", "resolve_record")
+__all__ = ("Era", "Record", "resolve_era", "resolve_record", "tag_scheme_of")
 
 _UNSIGNED = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 # No struct here comes near; a damaged BTF must not decide how much memory a row takes.
@@ -228,7 +228,7 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
         )
     return Era(
         features=_features(mm, vma, anon_vma),
-        tag_scheme=_tag_scheme(vma.fields["anon_vma"]),
+        tag_scheme=tag_scheme_of(vma.fields["anon_vma"]),
         page_size=page_size,
         task=task,
         signal=signal,
@@ -277,7 +277,11 @@ def _features(mm: Record, vma: Record, anon_vma: Record) -> tuple[str, ...]:
     )
 
 
-def _tag_scheme(anon_vma: Field) -> str:
+def tag_scheme_of(anon_vma: Field) -> str:
+    """How ``vma->anon_vma`` is encoded, by the type that it has.
+
+    :return: See :attr:`Era.tag_scheme`.
+    """
     if anon_vma.kind == "pointer":
         return "none"
     return "lazy" if anon_vma.type_name == "anon_vma_tree_t" else "unfaulted"
