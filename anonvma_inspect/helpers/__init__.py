@@ -1,0 +1,39 @@
+"""
+Helpers for drgn
+----------------
+
+The ``anonvma_inspect.helpers`` package provides helpers for the anonymous
+reverse map, over drgn objects, for whoever works in drgn's shell or writes a
+script. :func:`open_core()` opens a dump without debugging information; the
+others work with any :class:`drgn.Program` on a Linux kernel.
+"""
+
+from __future__ import annotations
+
+from anonvma_inspect.helpers.anon_vma import (
+    VmaAnonVma,
+    decode_vma_anon_vma,
+    for_each_anon_vma_avc,
+    for_each_anon_vma_child,
+    for_each_vma_avc,
+    vma_anon_vma,
+)
+from anonvma_inspect.helpers.core import open_core
+from anonvma_inspect.helpers.validate import (
+    AnonVmaValidationError,
+    validate_anon_vma,
+    validate_vma_anon,
+)
+
+__all__ = (
+    "AnonVmaValidationError",
+    "VmaAnonVma",
+    "decode_vma_anon_vma",
+    "for_each_anon_vma_avc",
+    "for_each_anon_vma_child",
+    "for_each_vma_avc",
+    "open_core",
+    "validate_anon_vma",
+    "validate_vma_anon",
+    "vma_anon_vma",
+)

@@ -1,0 +1,297 @@
+"""
+Anonymous Reverse Map
+---------------------
+
+The ``anonvma_inspect.helpers.anon_vma`` module provides helpers for the
+anonymous reverse map: :linux:`mm/rmap.c` and :linux:`include/linux/rmap.h`.
+
+These helpers do not assume that what they walk is sound. Each ends, whatever it
+is given: a list or a tree that leads in a circle, or to something that does not
+belong to it, raises :class:`drgn.helpers.ValidationError`, and a pointer to
+nowhere :class:`drgn.FaultError`, after everything before it was returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import drgn
+from drgn import IntegerLike, Object, Program, Type, container_of
+from drgn.helpers import ValidationError
+
+from anonvma_inspect.kernel.era import tag_scheme_of
+from anonvma_inspect.kernel.tags import (
+    anon_vma_kind,
+    decode_anon_vma,
+    rb_parent,
+    strip_lock_mark,
+)
+from anonvma_inspect.target.layouts import DwarfLayouts
+
+__all__ = (
+    "VmaAnonVma",
+    "decode_vma_anon_vma",
+    "for_each_anon_vma_avc",
+    "for_each_anon_vma_child",
+    "for_each_vma_avc",
+    "vma_anon_vma",
+)
+
+_SCHEME_KEY = "anonvma_inspect.tag_scheme"
+
+
+class VmaAnonVma(NamedTuple):
+    """``vma->anon_vma``, decoded."""
+
+    raw: int
+    """The word as it is in memory."""
+
+    pointer: Object
+    """``struct anon_vma *`` without the low bits, ``NULL`` if there is none."""
+
+    tag: int
+    """The low bits."""
+
+    kind: str
+    """
+    ``"none"`` (never faulted), ``"anon_vma"``, ``"unfaulted"`` (the flag of the
+    proposal that has one), or ``"tagged"`` (low bits that mean nothing in this
+    kernel).
+    """
+
+
+def decode_vma_anon_vma(vma: Object) -> VmaAnonVma:
+    """
+    Decode ``vma->anon_vma`` of a virtual memory area.
+
+    The word is a plain pointer in all released kernels. Low bits in it are
+    either those of a proposal that uses them, which the type of the field
+    tells, or a corruption.
+
+    >>> decode_vma_anon_vma(vma)
+    VmaAnonVma(raw=..., pointer=Object(prog, ...), tag=0, kind='anon_vma')
+
+    :param vma: ``struct vm_area_struct *``
+    """
+    prog = vma.prog_
+    field = vma.anon_vma
+    type_: Type = field.type_.unaliased()
+    if type_.kind in (drgn.TypeKind.POINTER, drgn.TypeKind.INT):
+        raw = int(field.value_())
+    else:
+        raw = int(prog.read_u64(field.address_))
+    pointer, tag = decode_anon_vma(raw)
+    return VmaAnonVma(
+        raw=raw,
+        pointer=Object(prog, _anon_vma_type(prog), pointer),
+        tag=tag,
+        kind=anon_vma_kind(pointer, tag, _tag_scheme(prog)),
+    )
+
+
+def vma_anon_vma(vma: Object) -> Object:
+    """
+    Return the ``struct anon_vma`` that new anonymous pages of a virtual memory
+    area belong to, without any low bits of ``vma->anon_vma``.
+
+    >>> anon_vma = vma_anon_vma(vma)
+    >>> anon_vma.root == anon_vma.root.root
+    True
+
+    :param vma: ``struct vm_area_struct *``
+    :return: ``struct anon_vma *``, ``NULL`` if it has none.
+    """
+    return decode_vma_anon_vma(vma).pointer
+
+
+def for_each_vma_avc(vma: Object) -> Iterator[Object]:
+    """
+    Iterate over the ``anon_vma_chain`` list of a virtual memory area, i.e., the
+    links to all ``struct anon_vma`` that its pages can belong to.
+
+    >>> for avc in for_each_vma_avc(vma):
+    ...     print(avc.anon_vma == vma_anon_vma(vma), avc.anon_vma.refcount.counter.value_())
+    ...
+    True 1...
+
+    :param vma: ``struct vm_area_struct *``
+    :return: Iterator of ``struct anon_vma_chain *`` objects.
+    :raises ValidationError: if the list leads to an entry twice, or to one that
+        names neither this VMA nor the entry before it
+    :raises FaultError: if an entry cannot be read
+    """
+    type_ = vma.prog_.type("struct anon_vma_chain")
+    head = vma.anon_vma_chain.address_of_()
+    prev, pos = head, head.next.read_()
+    met = {int(head.value_())}
+    while pos.value_() != head.value_():
+        avc = container_of(pos, type_, "same_vma")
+        if pos.value_() in met:
+            raise ValidationError(
+                f"anon_vma_chain of {_name(vma)}: {_name(avc)} is met a second time"
+            )
+        met.add(pos.value_())
+        # One word that agrees is enough, so that one that is wrong does not hide the rest.
+        if avc.vma.value_() != vma.value_() and pos.prev.value_() != prev.value_():
+            raise ValidationError(
+                f"anon_vma_chain of {_name(vma)}: list_head {prev.value_():#x} leads to "
+                f"{_name(avc)}, which is of vm_area_struct {avc.vma.value_():#x}"
+            )
+        yield avc
+        prev, pos = pos, pos.next.read_()
+
+
+def for_each_anon_vma_avc(
+    anon_vma: Object, first: IntegerLike | None = None, last: IntegerLike | None = None
+) -> Iterator[Object]:
+    """
+    Iterate over the links in the interval tree of an ``anon_vma``, i.e., over
+    all virtual memory areas that may map its pages, in order of their first
+    page.
+
+    This is ``anon_vma_interval_tree_foreach()``: given the page offset of a
+    page (``page->index``) as *first* and *last*, it is how reverse mapping
+    finds the VMAs to look into.
+
+    >>> for avc in for_each_anon_vma_avc(anon_vma):
+    ...     print(hex(avc.vma.vm_start), hex(avc.vma.vm_end))
+    ...
+    0x... 0x...
+    >>> pgoff = vma.vm_pgoff
+    >>> vma in [avc.vma for avc in for_each_anon_vma_avc(anon_vma, pgoff, pgoff)]
+    True
+
+    :param anon_vma: ``struct anon_vma *``
+    :param first: First page offset of interest. Defaults to the lowest.
+    :param last: Last page offset of interest, inclusive. Defaults to the highest.
+    :return: Iterator of ``struct anon_vma_chain *`` objects.
+    :raises ValidationError: if the tree leads to a node twice, or to one that
+        names neither this ``anon_vma`` nor its parent node
+    :raises FaultError: if a node, or the VMA of one, cannot be read
+    """
+    prog = anon_vma.prog_
+    node_type = prog.type("struct rb_node *")
+    avc_type = prog.type("struct anon_vma_chain")
+    query = None
+    if first is not None or last is not None:
+        query = (
+            0 if first is None else int(first.__index__()),
+            2**64 - 1 if last is None else int(last.__index__()),
+        )
+    met: set[int] = set()
+
+    def enter(parent: int, node: Object) -> Object:
+        address = int(node.value_())
+        avc = container_of(node, avc_type, "rb")
+        if address in met:
+            raise ValidationError(
+                f"interval tree of {_name(anon_vma)}: {_name(avc)} is met a second time"
+            )
+        met.add(address)
+        color = int(node.member_("__rb_parent_color").value_())
+        if avc.anon_vma.value_() != anon_vma.value_() and rb_parent(color) != parent:
+            raise ValidationError(
+                f"interval tree of {_name(anon_vma)}: rb_node {parent:#x} leads to {_name(avc)}, "
+                f"which is of anon_vma {avc.anon_vma.value_():#x}"
+            )
+        return avc
+
+    # What is still to do, the next on top: a subtree to enter (node and its parent), or a link to
+    # return, with its right subtree behind it.
+    node = Object(prog, node_type, strip_lock_mark(int(_rb_root(anon_vma).rb_node.value_())))
+    todo: list[tuple[Object, int, bool]] = [(node, 0, False)]
+    while todo:
+        node, parent, entered = todo.pop()
+        if not entered:
+            if not node:
+                continue
+            avc = enter(parent, node)
+            if query is None or avc.rb_subtree_last.value_() >= query[0]:
+                todo.append((node, parent, True))
+                todo.append((node.rb_left.read_(), node.value_(), False))
+            continue
+        avc = container_of(node, avc_type, "rb")
+        if query is not None:
+            start, end = _page_offsets(avc.vma)
+            if start > query[1]:
+                continue  # and so does all to the right of it
+            if end >= query[0]:
+                yield avc
+        else:
+            yield avc
+        todo.append((node.rb_right.read_(), node.value_(), False))
+
+
+def for_each_anon_vma_child(anon_vma: Object) -> Iterator[Object]:
+    """
+    Iterate over the children of an ``anon_vma``: those whose ``parent`` it is,
+    but not itself.
+
+    Nothing points from a parent to its children, so they are looked for in the
+    chains of all VMAs in the parent's tree: whoever is in the tree of a child is
+    there as well.
+
+    >>> def depth(anon_vma):
+    ...     return 1 + max(map(depth, for_each_anon_vma_child(anon_vma)), default=0)
+    >>> depth(anon_vma.root)
+    ...
+    2...
+
+    :param anon_vma: ``struct anon_vma *``
+    :return: Iterator of ``struct anon_vma *`` objects, in the order of the tree,
+        each once.
+    :raises ValidationError: see :func:`for_each_anon_vma_avc()` and
+        :func:`for_each_vma_avc()`
+    :raises FaultError: likewise
+    :raises AttributeError: if this kernel's ``struct anon_vma`` has no ``parent``
+        (before v3.19)
+    """
+    met = {int(anon_vma.value_())}
+    for tree_avc in for_each_anon_vma_avc(anon_vma):
+        for avc in for_each_vma_avc(tree_avc.vma.read_()):
+            other = avc.anon_vma.read_()
+            address = int(other.value_())
+            if address not in met:
+                met.add(address)
+                if other.parent.value_() == anon_vma.value_():
+                    yield other
+
+
+def _anon_vma_type(prog: Program) -> Type:
+    return prog.type("struct anon_vma *")
+
+
+def _tag_scheme(prog: Program) -> str:
+    scheme = prog.cache.get(_SCHEME_KEY)
+    if not isinstance(scheme, str):
+        field = DwarfLayouts(prog).field("vm_area_struct", "anon_vma")
+        assert field is not None
+        scheme = prog.cache[_SCHEME_KEY] = tag_scheme_of(field)
+    return scheme
+
+
+def _rb_root(anon_vma: Object) -> Object:
+    root = anon_vma.rb_root
+    try:
+        # Since Linux kernel commit f808c13fd373 ("lib/interval_tree: fast overlap detection") (in
+        # v4.14), the leftmost node is cached.
+        return root.rb_root
+    except AttributeError:
+        return root
+
+
+# First and last page offset of a VMA, as its anon_vmas' trees are sorted by.
+def _page_offsets(vma: Object) -> tuple[int, int]:
+    try:
+        # Since v7.3 the key of the anonymous interval tree has fields of its own.
+        low = vma.member_("__vm_anon_pgoff_lo").value_()
+        start = low | vma.member_("__vm_anon_pgoff_hi").value_() << 32
+    except LookupError:
+        start = vma.vm_pgoff.value_()
+    size = vma.vm_end.value_() - vma.vm_start.value_()
+    return start, start + (size >> vma.prog_["PAGE_SHIFT"].value_()) - 1
+
+
+def _name(pointer: Object) -> str:
+    return str(pointer.format_(dereference=False, symbolize=False))
