@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -151,6 +152,8 @@ def debuginfo(lab: Lab, kernel_name: str) -> None:
 
 def main() -> None:
     """Run the command line; a LabError becomes its sentence and its exit code."""
+    # Ended politely, the lab still takes its QEMU along.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         cli(prog_name="scripts/lab")
     except LabError as error:

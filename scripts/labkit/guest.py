@@ -133,7 +133,10 @@ class Guest:
             if b"LAB-DONE" in text:
                 return
             if self._process.poll() is not None:
-                raise self._failure(f"QEMU ended with status {self._process.returncode}.")
+                code = self._process.returncode
+                raise self._failure(
+                    f"The guest ended by itself, by a panic perhaps (QEMU: status {code})."
+                )
             status = self._ask("query-status")
             state = status.get("status") if isinstance(status, dict) else None
             if state in _DEAD:

@@ -18,7 +18,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "forkchain": {"chains": 8, "length": 12, "slots": 6, "pages": 4, "percent": 50},
     "vmaops": {"processes": 10, "operations": 120, "pages": 64},
     "mixed": {},
-    "storm": {"processes": 12, "threads": 2, "pages": 64},
+    "storm": {"processes": 24, "threads": 2, "pages": 160},
 }
 
 

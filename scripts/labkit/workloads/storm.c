@@ -27,7 +27,7 @@ static void operate(uint64_t *state)
 
     lab_random_state = *state + (uint64_t)(uintptr_t)state; /* threads race here: so much the better */
     from = lab_random(pages);
-    count = 1 + lab_random(pages / 4);
+    count = 1 + lab_random(pages / 16 + 1);
     to = lab_random(pages);
     if (from + count > pages)
         count = pages - from;
@@ -75,6 +75,7 @@ static void child_life(uint64_t *state, char *self)
         if (lab_chance(30) && !fork())
             for (unsigned i = 0; i < 4; i++)
                 operate(state);
+        usleep(lab_random(30000)); /* so that a few generations are there at once */
         _exit(0);
     }
 }
@@ -100,6 +101,10 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
     area = mmap(NULL, pages * LAB_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         lab_fail("mmap");
+    for (long i = 0; i < pages; i += 2) { /* many VMAs: forks, execs and exits take their time */
+        lab_write(area + i * LAB_PAGE);
+        mprotect(area + i * LAB_PAGE, LAB_PAGE, PROT_READ);
+    }
     for (long i = 0; index % 4 == 0 && i < threads; i++) {
         pthread_t ignored;
 
@@ -111,7 +116,7 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
             operate(&state);
         child_life(&state, self);
         lab_random_state = state;
-        while (lab_chance(80) && waitpid(-1, NULL, 0) > 0)
+        while (waitpid(-1, NULL, lab_chance(20) ? 0 : WNOHANG) > 0)
             ;
     }
 }
@@ -119,13 +124,13 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
-    long processes = lab_parameter(argc, argv, "processes", 12);
+    long processes = lab_parameter(argc, argv, "processes", 24);
     long threads = lab_parameter(argc, argv, "threads", 2);
     long seed = lab_parameter(argc, argv, "seed", 1);
 
     if (lab_parameter(argc, argv, "brief", 0))
         return 0;
-    pages = lab_parameter(argc, argv, "pages", 64);
+    pages = lab_parameter(argc, argv, "pages", 160);
     sigaction(SIGSEGV, &action, NULL);
     lab_name("storm-main");
     lab_board_make();
