@@ -138,7 +138,9 @@ class _Mms:
         number = len(self.address) + np.arange(len(addresses))
         fields = read_mms(self._reader, self._era, addresses)
         walk = walk & fields.present
-        slots, whole = walk_trees(self._reader, self._era, number[walk], fields.ma_root[walk])
+        slots, whole = walk_trees(
+            self._reader, self._era, number[walk], addresses[walk], fields.ma_root[walk]
+        )
         self.address = np.concatenate([self.address, addresses])
         self.walked = np.concatenate([self.walked, walk])
         all_whole = np.zeros(len(addresses), dtype=bool)
@@ -216,7 +218,11 @@ class _Collector:
         wild = self._reader.space.wild(slots.pointer, self._era.vma.size)
         for index in np.flatnonzero(wild):
             self._reader.broken(
-                int(slots.mm[index]), 0, "maple_node", int(slots.pointer[index]), "a VMA is wild"
+                int(slots.mm[index]),
+                int(slots.holder[index]),
+                "maple_node",
+                int(slots.pointer[index]),
+                "a VMA is wild",
             )
         pointer = slots.pointer[~wild]
         new = self._vmas.missing(pointer)
@@ -338,7 +344,7 @@ class _Collector:
             anon_vmas=anon_vmas,
             nodes=nodes,
             holes=self._reader.holes(),
-            broken=self._reader.broken_words(),
+            broken=self._reader.broken_words(mm_rank),
             pids=pids,
         )
 

@@ -22,9 +22,11 @@ _MT_FLAGS_MASK = 0x301
 _MT_FLAGS = 0x301
 # A maple tree of 64-bit indices with nodes at least half full is never this deep.
 _MAX_DEPTH = 32
-# A level of all trees: which tree, the encoded node or the pointer, and the range of indices that
-# it stands for, inclusive.
-_FRONT = np.dtype([("tree", "i8"), ("entry", "u8"), ("first", "u8"), ("last", "u8")])
+# A level of all trees: which tree, the encoded node or the pointer, what holds it (a maple_node or,
+# for the root, the mm), and the range of indices that it stands for, inclusive.
+_FRONT = np.dtype(
+    [("tree", "i8"), ("entry", "u8"), ("holder", "u8"), ("first", "u8"), ("last", "u8")]
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,13 @@ class MmFields:
 
 @dataclass(frozen=True)
 class SlotColumns:
-    """Entries of trees of VMAs; ``mm`` as the caller numbered them."""
+    """Entries of trees of VMAs; ``mm`` as the caller numbered them.
+
+    :ivar holder: The ``maple_node`` that each stands in.
+    """
 
     mm: RowColumn
+    holder: U64Column
     first: U64Column
     last: U64Column
     pointer: U64Column
@@ -107,11 +113,12 @@ def looks_like_mm(reader: Reader, era: Era, addresses: U64Column) -> BoolColumn:
 
 
 def walk_trees(
-    reader: Reader, era: Era, numbers: RowColumn, roots: U64Column
+    reader: Reader, era: Era, numbers: RowColumn, mms: U64Column, roots: U64Column
 ) -> tuple[SlotColumns, BoolColumn]:
     """Enumerate the entries of many mms' maple trees, a level of all trees a round.
 
     :param numbers: What to call each mm in the answer.
+    :param mms: Their addresses.
     :param roots: ``mm_mt.ma_root`` of each.
     :return: The entries, sorted by mm and first address, and which of the trees are whole.
     """
@@ -121,20 +128,19 @@ def walk_trees(
     front = np.zeros(len(planted), dtype=_FRONT)
     front["tree"] = planted
     front["entry"] = roots[planted]
+    front["holder"] = mms[planted]
     front["last"] = 2**64 - 1
     is_node = maple.is_node(front["entry"])
-    for lone in front[~is_node]:
-        # A tree with a single entry at index 0 has no node; no VMA starts there.
-        number = int(numbers[lone["tree"]])
-        reader.broken(number, 0, "maple_tree", int(lone["entry"]), "ma_root is no node")
-        whole[lone["tree"]] = False
+    # A tree with a single entry at index 0 has no node; no VMA starts there.
+    _note(reader, numbers, front[~is_node], "mm_struct", "ma_root is no node", whole)
     front = front[is_node]
     visited = np.empty(0, dtype=np.uint64)
-    for _ in range(_MAX_DEPTH):
+    for depth in range(_MAX_DEPTH):
         if not len(front):
             break
         reader.progress("VMAs", sum(len(entries) for entries in out))
-        front, visited = _sound_nodes(reader, era, numbers, front, visited, whole)
+        holder = "maple_node" if depth else "mm_struct"
+        front, visited = _sound_nodes(reader, era, numbers, front, holder, visited, whole)
         rows, present = reader.rows(era.maple_node, maple.node_address(front["entry"]))
         whole[front["tree"][~present]] = False
         kinds = maple.node_type(front["entry"])
@@ -149,7 +155,8 @@ def walk_trees(
     mm = numbers[found["tree"]]
     order = np.lexsort((found["first"], mm))
     found = found[order]
-    return SlotColumns(mm[order], found["first"], found["last"], found["entry"]), whole
+    slots = SlotColumns(mm[order], *(found[name] for name in ("holder", "first", "last", "entry")))
+    return slots, whole
 
 
 # What the nodes of one type hold, the tree's own marks left out.
@@ -165,20 +172,15 @@ def _entries(
     address = maple.node_address(front["entry"])
     nodes = maple.decode_nodes(era.maple_node, rows, address, kind, front["first"], front["last"])
     for problem, bad in (("is dead", nodes.dead), ("has pivots out of order", ~nodes.sound)):
-        for index in np.flatnonzero(bad):
-            reader.broken(
-                int(numbers[front["tree"][index]]),
-                int(address[index]),
-                "maple_node",
-                int(front["entry"][index]),
-                f"the node {problem}",
-            )
-        whole[front["tree"][bad]] = False
+        itself = front[bad]
+        itself["holder"] = address[bad]
+        _note(reader, numbers, itself, "maple_node", f"the node {problem}", whole)
     usable = nodes.used & (nodes.slot != 0) & (nodes.sound & ~nodes.dead)[:, None]
     node, slot = np.nonzero(usable & ~maple.is_reserved(nodes.slot))
     entries = np.empty(len(node), dtype=_FRONT)
     entries["tree"] = front["tree"][node]
     entries["entry"] = nodes.slot[node, slot]
+    entries["holder"] = address[node]
     entries["first"] = nodes.first[node, slot]
     entries["last"] = nodes.last[node, slot]
     return entries
@@ -190,6 +192,7 @@ def _sound_nodes(
     era: Era,
     numbers: RowColumn,
     front: NDArray[np.void],
+    holder: str,
     visited: U64Column,
     whole: BoolColumn,
 ) -> tuple[NDArray[np.void], U64Column]:
@@ -200,14 +203,22 @@ def _sound_nodes(
     again = np.ones(len(address), dtype=bool)
     again[first] = False
     again |= np.isin(address, visited)
-    for index in np.flatnonzero(wild | again):
-        reader.broken(
-            int(numbers[front["tree"][index]]),
-            int(address[index]),
-            "maple_node",
-            int(front["entry"][index]),
-            "a pointer to a node is wild" if wild[index] else "the node is met twice",
-        )
-        whole[front["tree"][index]] = False
+    _note(reader, numbers, front[wild], holder, "a pointer to a node is wild", whole)
+    _note(reader, numbers, front[again & ~wild], holder, "a node is met twice", whole)
     kept = ~wild & ~again
     return front[kept], np.concatenate([visited, address[kept]])
+
+
+# Notes words that cannot be right, by what holds them.
+def _note(
+    reader: Reader,
+    numbers: RowColumn,
+    front: NDArray[np.void],
+    holder: str,
+    problem: str,
+    whole: BoolColumn,
+) -> None:
+    for entry in front:
+        mm = int(numbers[entry["tree"]])
+        reader.broken(mm, int(entry["holder"]), holder, int(entry["entry"]), problem)
+    whole[front["tree"]] = False

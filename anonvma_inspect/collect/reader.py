@@ -88,9 +88,14 @@ class Reader:
         )
         return Holes(address[new], size[new], needed_for[new])
 
-    def broken_words(self) -> Broken:
-        """All broken words, sorted, each once."""
-        rows = sorted(set(self._broken))
+    def broken_words(self, mm_rows: RowColumn) -> Broken:
+        """All broken words, sorted, each once.
+
+        :param mm_rows: Row in the tables of each mm that :meth:`broken` was told of.
+        """
+        rows = sorted(
+            (NO_ROW if mm == NO_ROW else int(mm_rows[mm]), *rest) for mm, *rest in set(self._broken)
+        )
         return Broken(
             mm=np.array([row[0] for row in rows], dtype=np.int64),
             address=np.array([row[1] for row in rows], dtype=np.uint64),
