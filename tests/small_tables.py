@@ -68,7 +68,7 @@ def flags(*values: bool) -> NDArray[np.bool_]:
     return np.array(values, dtype=bool)
 
 
-def _record(struct: str, size: int, *names: str) -> Record:
+def make_record(struct: str, size: int, *names: str) -> Record:
     # Which fields exist is all that reports ask.
     fields: dict[str, Any] = dict.fromkeys(names)
     return Record(struct, size, fields)
@@ -79,13 +79,13 @@ def make_era(**changes: Any) -> Era:
         "features": ("maple tree", "num_children", "rb_leftmost"),
         "tag_scheme": "none",
         "page_size": 4096,
-        "task": _record("task_struct", 8192),
-        "signal": _record("signal_struct", 1024),
-        "mm": _record("mm_struct", 2048),
-        "maple_node": _record("maple_node", 256),
-        "vma": _record("vm_area_struct", 176),
-        "avc": _record("anon_vma_chain", 64),
-        "anon_vma": _record(
+        "task": make_record("task_struct", 8192),
+        "signal": make_record("signal_struct", 1024),
+        "mm": make_record("mm_struct", 2048),
+        "maple_node": make_record("maple_node", 256),
+        "vma": make_record("vm_area_struct", 176),
+        "avc": make_record("anon_vma_chain", 64),
+        "anon_vma": make_record(
             "anon_vma", 104, "parent", "num_children", "num_active_vmas", "rb_leftmost"
         ),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ from .small_tables import (
     ROOT,
     flags,
     make_era,
+    make_record,
     make_tables,
     numbers,
     with_hole,
@@ -556,11 +558,7 @@ def test_tree_json() -> None:
 
 
 def test_tree_of_a_kernel_with_degree() -> None:
-    era = make_era(
-        anon_vma=dataclasses.replace(
-            make_era().anon_vma, fields=dict.fromkeys(("parent", "degree"))
-        )
-    )
+    era = make_era(anon_vma=make_record("anon_vma", 96, "parent", "degree"))
     tables = replace(make_tables(era=era), "anon_vmas", degree=numbers(3, 1))
     counters = json_of(TreeReport(FACTS, tables, 0))["anon_vma"]
     assert counters["degree"] == 3
@@ -807,8 +805,6 @@ def test_json_keys_are_sorted_and_colours_change_nothing(report: Report) -> None
 
 
 def _without_codes(text: str) -> str:
-    import re
-
     return re.sub("\x1b\\[[0-9;]*m", "", text)
 
 

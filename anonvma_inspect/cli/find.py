@@ -119,7 +119,10 @@ def _describe_pointer(tables: Tables, pointer: int, wanted: str) -> str:
     if vma != NO_ROW:
         process = process_of_mm(tables, int(tables.vmas.mm[vma]))
         owner = f" of {process}" if process else ""
-        return f"{pointer:#x} is a vm_area_struct{owner}, not {_article(wanted)}: see chain {pointer:#x}"
+        return (
+            f"{pointer:#x} is a vm_area_struct{owner}, not {_article(wanted)}: see chain "
+            f"{pointer:#x}"
+        )
     avc = _row_of(tables.avcs.address, pointer)
     if avc != NO_ROW:
         field = "anon_vma" if wanted == "anon_vma" else "vma"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -140,9 +142,12 @@ def _write(stream: TextIO, pieces: Iterable[str]) -> None:
 
 def drop(stream: TextIO) -> None:
     """Let what is still written to a stream go nowhere, what its buffer holds included."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, stream.fileno())
-    os.close(null)
+    # A stream that is no file has nothing behind it that could fail again.
+    with contextlib.suppress(io.UnsupportedOperation):
+        number = stream.fileno()
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, number)
+        os.close(null)
 
 
 def target_facts(target: Target, tables: Tables) -> TargetFacts:
