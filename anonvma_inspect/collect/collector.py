@@ -14,10 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.collect.chains import ChainWalk, walk_chains
-from anonvma_inspect.collect.mms import MmFields, SlotColumns, looks_like_mm, read_mms, walk_trees
+from anonvma_inspect.collect.mms import MmFields, SlotColumns, looks_like_mm, read_mms
 from anonvma_inspect.collect.reader import ObjectStore, Progress, Reader
 from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.collect.trees import TreeWalker, in_order
+from anonvma_inspect.collect.vma_maple import walk_maple_trees
+from anonvma_inspect.collect.vma_rb import walk_rb_trees
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.locks import is_write_locked
@@ -133,14 +135,19 @@ class _Mms:
         index = np.minimum(np.searchsorted(self._sorted, addresses), len(self._sorted) - 1)
         return np.where(self._sorted[index] == addresses, self._order[index], NO_ROW)
 
+    def _walk(
+        self, number: RowColumn, mms: U64Column, roots: U64Column
+    ) -> tuple[SlotColumns, BoolColumn]:
+        if self._era.maple_node is None:
+            return walk_rb_trees(self._reader, self._era, number, mms, roots)
+        return walk_maple_trees(self._reader, self._era.maple_node, number, mms, roots)
+
     def add(self, addresses: U64Column, walk: BoolColumn) -> SlotColumns:
         """Add mms, and enumerate the VMAs of those that are to be walked."""
         number = len(self.address) + np.arange(len(addresses))
         fields = read_mms(self._reader, self._era, addresses)
         walk = walk & fields.present
-        slots, whole = walk_trees(
-            self._reader, self._era, number[walk], addresses[walk], fields.ma_root[walk]
-        )
+        slots, whole = self._walk(number[walk], addresses[walk], fields.vma_root[walk])
         self.address = np.concatenate([self.address, addresses])
         self.walked = np.concatenate([self.walked, walk])
         all_whole = np.zeros(len(addresses), dtype=bool)
@@ -220,7 +227,7 @@ class _Collector:
             self._reader.broken(
                 int(slots.mm[index]),
                 int(slots.holder[index]),
-                "maple_node",
+                "vm_area_struct" if self._era.maple_node is None else "maple_node",
                 int(slots.pointer[index]),
                 "a VMA is wild",
             )

@@ -76,6 +76,7 @@ class Era:
     """The structures of one kernel, as far as the anonymous reverse map goes.
 
     :ivar features: What tells this kernel from others, for people: ``("maple tree", ...)``.
+    :ivar maple_node: ``None`` where VMAs are in a red-black tree.
     :ivar tag_scheme: How ``vma->anon_vma`` is encoded: see :mod:`anonvma_inspect.kernel.tags`.
     """
 
@@ -85,7 +86,7 @@ class Era:
     task: Record
     signal: Record
     mm: Record
-    maple_node: Record
+    maple_node: Record | None
     vma: Record
     avc: Record
     anon_vma: Record
@@ -135,8 +136,11 @@ _MM = (
     "map_count",
     # Since Linux kernel commit "mm: add bitmap mm->flags field" (in v6.18) a bitmap.
     "mm_flags=flags.__mm_flags|flags",
-    "ma_root=mm_mt.ma_root",
-    "ma_flags=mm_mt.ma_flags",
+    # Since Linux kernel commit 763ecb035029 ("mm: remove the vma linked list") (in v6.1) VMAs are
+    # in a maple tree only; before, in a red-black tree and a list.
+    "?ma_root=mm_mt.ma_root",
+    "?ma_flags=mm_mt.ma_flags",
+    "?mm_rb_node=mm_rb.rb_node",
     # PREEMPT_RT has another rw_semaphore.
     "?mmap_lock_count=mmap_lock.count.counter",
     "?mmap_lock_readers=mmap_lock.rwbase.readers.counter",
@@ -168,6 +172,15 @@ _VMA = (
     # The key of the anonymous interval tree since v7.3; before, it is vm_pgoff.
     "?anon_pgoff_lo=__vm_anon_pgoff_lo",
     "?anon_pgoff_hi=__vm_anon_pgoff_hi",
+)
+# The red-black tree and the list of VMAs, up to v6.0.
+_VMA_RB = (
+    "vm_rb",
+    "vm_rb_parent_color=vm_rb.__rb_parent_color",
+    "vm_rb_left=vm_rb.rb_left",
+    "vm_rb_right=vm_rb.rb_right",
+    "vm_next",
+    "vm_prev",
 )
 _AVC = (
     "vma",
@@ -211,8 +224,13 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
     task = resolve_record(layouts, "task_struct", _TASK, missing)
     signal = resolve_record(layouts, "signal_struct", _SIGNAL, missing)
     mm = resolve_record(layouts, "mm_struct", _MM, missing)
-    maple_node = resolve_record(layouts, "maple_node", _MAPLE_NODE, missing)
-    vma = resolve_record(layouts, "vm_area_struct", _VMA, missing)
+    maple_node = None
+    if "ma_root" in mm and "ma_flags" in mm:
+        maple_node = resolve_record(layouts, "maple_node", _MAPLE_NODE, missing)
+    elif "mm_rb_node" not in mm:
+        missing.append("mm_struct.mm_mt (or .mm_rb)")
+    vma_fields = _VMA if maple_node is not None else (*_VMA, *_VMA_RB)
+    vma = resolve_record(layouts, "vm_area_struct", vma_fields, missing)
     avc = resolve_record(layouts, "anon_vma_chain", _AVC, missing)
     anon_vma = resolve_record(layouts, "anon_vma", _ANON_VMA, missing)
     if "num_children" not in anon_vma and "degree" not in anon_vma:
@@ -269,7 +287,7 @@ def resolve_record(
 
 def _features(mm: Record, vma: Record, anon_vma: Record) -> tuple[str, ...]:
     return (
-        "maple tree",
+        "maple tree" if "ma_root" in mm else "rb tree of VMAs",
         "num_children" if "num_children" in anon_vma else "degree",
         *(("rb_leftmost",) if "rb_leftmost" in anon_vma else ()),
         *(("anon pgoff",) if "anon_pgoff_lo" in vma else ()),

@@ -1,0 +1,129 @@
+"""The VMAs of mms that keep them in a red-black tree and a list (up to v6.0)."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from anonvma_inspect.collect.mms import SlotColumns
+from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.tags import rb_parent
+from anonvma_inspect.tables import RowColumn
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
+
+__all__ = ("walk_rb_trees",)
+
+# A level of all trees: which tree, the node (address of a vm_rb), and its parent's (0 for a root).
+_FRONT = np.dtype([("tree", "i8"), ("node", "u8"), ("parent", "u8")])
+
+
+def walk_rb_trees(
+    reader: Reader, era: Era, numbers: RowColumn, mms: U64Column, roots: U64Column
+) -> tuple[SlotColumns, BoolColumn]:
+    """Enumerate the VMAs of many mms, a level of all trees a round.
+
+    Follows ``mm->mm_rb`` (``mm/mmap.c``, v5.10). A node is followed if its parent is the node that
+    the walk comes from or its ``vm_mm`` is this mm; none is followed twice.
+
+    :param numbers: What to call each mm in the answer.
+    :param mms: Their addresses.
+    :param roots: ``mm_rb.rb_node`` of each.
+    :return: The VMAs as entries, sorted by mm and address, and which of the trees are whole.
+    """
+    vma = era.vma
+    offset = np.uint64(vma.offset("vm_rb"))
+    whole = np.ones(len(roots), dtype=bool)
+    planted = np.flatnonzero(roots != 0)
+    front = np.zeros(len(planted), dtype=_FRONT)
+    front["tree"] = planted
+    front["node"] = roots[planted]
+    visited = np.empty(0, dtype=np.uint64)
+    met: list[tuple[NDArray[np.void], ByteRows]] = []
+    while len(front):
+        reader.progress("VMAs", len(visited))
+        wild = reader.space.wild(front["node"] - offset, vma.size)
+        _note(reader, numbers, mms, offset, front[wild], "a pointer to a VMA is wild", whole)
+        front = front[~wild]
+        _, first = np.unique(front["node"], return_index=True)
+        again = np.ones(len(front), dtype=bool)
+        again[first] = False
+        again |= np.isin(front["node"], visited)
+        _note(reader, numbers, mms, offset, front[again], "a VMA is met twice", whole)
+        front = front[~again]
+        visited = np.concatenate([visited, front["node"]])
+        rows, present = reader.rows(vma, front["node"] - offset)
+        whole[front["tree"][~present]] = False
+        front, rows = front[present], rows[present]
+        linked = rb_parent(vma.column(rows, "vm_rb_parent_color")) == front["parent"]
+        ours = vma.column(rows, "vm_mm") == mms[front["tree"]]
+        _note(
+            reader,
+            numbers,
+            mms,
+            offset,
+            front[~linked],
+            "the VMA has another parent in vm_rb",
+            whole,
+        )
+        front, rows = front[linked | ours], rows[linked | ours]
+        met.append((front, rows))
+        below = np.repeat(front, 2)
+        below["parent"] = below["node"]
+        below["node"][0::2] = vma.column(rows, "vm_rb_left")
+        below["node"][1::2] = vma.column(rows, "vm_rb_right")
+        front = below[below["node"] != 0]
+    found = np.concatenate([part[0] for part in met] or [np.empty(0, dtype=_FRONT)])
+    rows = np.concatenate([part[1] for part in met] or [np.empty((0, vma.size), np.uint8)])
+    start, end = vma.column(rows, "vm_start"), vma.column(rows, "vm_end")
+    order = np.lexsort((start, numbers[found["tree"]]))
+    found, rows, start, end = found[order], rows[order], start[order], end[order]
+    pointer = found["node"] - offset
+    _check_list(reader, era, numbers, mms, found["tree"], pointer, rows, whole)
+    slots = SlotColumns(numbers[found["tree"]], pointer, start, end - np.uint64(1), pointer)
+    return slots, whole
+
+
+# The list goes through the same VMAs in order of address; each VMA holds its own two links of it.
+def _check_list(
+    reader: Reader,
+    era: Era,
+    numbers: RowColumn,
+    mms: U64Column,
+    tree: RowColumn,
+    pointer: U64Column,
+    rows: ByteRows,
+    whole: BoolColumn,
+) -> None:
+    same = tree[1:] == tree[:-1]
+    after = np.zeros(len(pointer), dtype=np.uint64)
+    after[:-1][same] = pointer[1:][same]
+    before = np.zeros(len(pointer), dtype=np.uint64)
+    before[1:][same] = pointer[:-1][same]
+    for name, expected in (("vm_next", after), ("vm_prev", before)):
+        link = era.vma.column(rows, name)
+        for index in np.flatnonzero((link != expected) & whole[tree]):
+            reader.broken(
+                int(numbers[tree[index]]),
+                int(pointer[index]),
+                "vm_area_struct",
+                int(link[index]),
+                f"{name} is not its neighbour in the tree",
+            )
+
+
+# Notes words that cannot be right, by the VMA or mm that holds them.
+def _note(
+    reader: Reader,
+    numbers: RowColumn,
+    mms: U64Column,
+    offset: np.uint64,
+    front: NDArray[np.void],
+    problem: str,
+    whole: BoolColumn,
+) -> None:
+    for entry in front:
+        tree, parent = entry["tree"], entry["parent"]
+        holder, struct = (parent - offset, "vm_area_struct") if parent else (mms[tree], "mm_struct")
+        reader.broken(int(numbers[tree]), int(holder), struct, int(entry["node"]), problem)
+    whole[front["tree"]] = False
