@@ -148,7 +148,7 @@ class Violations:
     :ivar address: The objects.
     :ivar expected: Text for one row, by its index in these columns.
     :ivar actual: Likewise.
-    :ivar word: Address of the word that is wrong; ``None`` if that cannot be told.
+    :ivar word: Address of the word that is wrong; ``None`` or 0 if that cannot be told.
     :ivar mm: Row in ``tables.mms`` that each belongs to; ``None`` where its VMA says so.
     :ivar vma: Row in ``tables.vmas`` that each belongs to, NO_ROW where unknown.
     :ivar anon_vma: Row in ``tables.anon_vmas`` that each belongs to, likewise.

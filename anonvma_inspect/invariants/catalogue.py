@@ -185,10 +185,11 @@ class _Maker:
         blamed = [group.word for group in violations if group.word is not None]
         if blamed:
             words = np.sort(np.concatenate(blamed))
+            words = words[words != 0]
             self._shared = words[:-1][words[1:] == words[:-1]]
 
     def __call__(self, invariant: Invariant, violations: Violations, index: int) -> Finding:
-        word = None if violations.word is None else int(violations.word[index])
+        word = None if violations.word is None else int(violations.word[index]) or None
         return Finding(
             code=invariant.code,
             slug=invariant.slug,

@@ -13,7 +13,8 @@ from anonvma_inspect.invariants.base import (
     address_text,
     always,
 )
-from anonvma_inspect.invariants.facts import Facts, marked
+from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.lists import LIST_POISON
 from anonvma_inspect.tables import NO_ROW, ChainEnd, PointerState, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
@@ -155,11 +156,11 @@ def _check_one_root(facts: Facts) -> list[Violations]:
     # The root that a chain goes by: a member that is a root by both pointers, or by one.
     chosen = np.full(len(vmas.address), NO_ROW, dtype=np.int64)
     for is_root in (own_parent, own_root, own_root & own_parent):
-        found = _first_by_vma(facts, certain & is_root[member])
+        found = _first_by_vma(facts, certain & take(is_root, member, False))
         chosen = np.where(found != NO_ROW, found, chosen)
     reference = chosen[links.vma]
-    judged = certain & (reference != NO_ROW)
-    wrong = np.flatnonzero(judged & (facts.root[member] != anon_vmas.address[reference]))
+    judged = np.flatnonzero(certain & (reference != NO_ROW))
+    wrong = judged[facts.root[member[judged]] != anon_vmas.address[reference[judged]]]
     # One wrong root shows in every chain that the anon_vma is in.
     rows, first = np.unique(member[wrong], return_index=True)
     expected = reference[wrong[first]]
@@ -180,7 +181,7 @@ def _check_one_root(facts: Facts) -> list[Violations]:
     alone = member_of[bare & (vmas.chain_length == 1)]
     alone = np.unique(alone[alone != NO_ROW])
     lost = np.flatnonzero(bare & (vmas.chain_length > 1))
-    root_of = facts.root[member_of[lost]]
+    root_of = take(facts.root, member_of[lost], 0)
     groups += [
         facts.of_anon_vmas(
             "an anon_vma that is alone in its chain is not its own root",
@@ -205,7 +206,7 @@ def _check_parents_in_chain(facts: Facts) -> list[Violations]:
     links, anon_vmas = tables.links, tables.anon_vmas
     member = facts.link_anon_vma
     judged = facts.link_certain & (member != NO_ROW) & facts.chain_sound[links.vma]
-    parent = np.where(judged, facts.parent_row[member], NO_ROW)
+    parent = np.where(judged, take(facts.parent_row, member, NO_ROW), NO_ROW)
     # Nearly always the parent is the anon_vma itself or that of a neighbour on the list.
     open_ = judged & (parent != NO_ROW) & (parent != member)
     open_[:-1] &= (parent[:-1] != member[1:]) | (links.vma[:-1] != links.vma[1:])
@@ -272,7 +273,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     if missing.any():
         # An AVC of this VMA that is in that tree, but not on the list: the list has lost it.
         vma = facts.avc_vma_row[nodes.avc]
-        lost = (vma != NO_ROW) & (active[vma] == nodes.anon_vma)
+        lost = take(active, vma, NO_ROW) == nodes.anon_vma
         missing &= ~marked(count, vma[lost])
     first = _first_entry(facts)
     # Which it must be is clear only if there is one.

@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.base import Text, Violations
+from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.keys import Keys
 from anonvma_inspect.invariants.lists import ListWords, find_wrong_words
+from anonvma_inspect.invariants.shape import TreePointers, find_wrong_pointers
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.tables import (
@@ -31,24 +34,13 @@ from anonvma_inspect.tables import (
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("TAG_BITS", "Facts", "marked")
+__all__ = ("TAG_BITS", "Facts")
 
 #: Low bits that a pointer to a slab object never has.
 TAG_BITS = np.uint64(7)
 # include/linux/sched/coredump.h, MMF_UNSTABLE: the oom reaper emptied the page tables, or fork
 # failed half-way. The number is the same in v6.1 and later; before, there is no maple tree.
 _MMF_UNSTABLE = np.uint64(1 << 22)
-
-
-def marked(count: int, rows: RowColumn) -> BoolColumn:
-    """A column of flags, set for some rows.
-
-    :param count: Its length.
-    :param rows: Row numbers, repeated ones and NO_ROW too.
-    """
-    flags = np.zeros(count, dtype=bool)
-    flags[rows[rows != NO_ROW]] = True
-    return flags
 
 
 class Facts:
@@ -164,30 +156,71 @@ class Facts:
         return linked
 
     @cached_property
+    def borrowed_from(self) -> RowColumn:
+        """For each anon_vma whose ``rb_root`` leads to the tree of another one: that one's row.
+
+        NO_ROW for all others. Two roots that lead to one node are told apart by what it says.
+        """
+        tables = self.tables
+        top = np.flatnonzero(tables.nodes.parent == NO_ROW)
+        here = tables.nodes.anon_vma[top]
+        says = self.avc_anon_vma_row[tables.nodes.avc[top]]
+        odd = np.flatnonzero((says != here) & (says != NO_ROW))
+        here, says = here[odd], says[odd]
+        borrowed = self.tree_pointer[here] == self.tree_pointer[says]
+        origin = np.full(len(tables.anon_vmas.address), NO_ROW, dtype=np.int64)
+        origin[here[borrowed]] = says[borrowed]
+        return origin
+
+    @cached_property
+    def node_tree(self) -> RowColumn:
+        """Row of the anon_vma that each node's tree belongs to: not to one that borrows it."""
+        nodes = self.tables.nodes
+        origin = self.borrowed_from
+        if not (origin != NO_ROW).any():
+            return nodes.anon_vma
+        origin = origin[nodes.anon_vma]
+        return np.where(origin == NO_ROW, nodes.anon_vma, origin)
+
+    @cached_property
+    def tree_whole(self) -> BoolColumn:
+        """anon_vmas of whose own tree every node is known."""
+        whole: BoolColumn = self.tables.anon_vmas.tree_whole & (self.borrowed_from == NO_ROW)
+        return whole
+
+    @cached_property
     def node_owned(self) -> BoolColumn:
         """Nodes whose ``avc->anon_vma`` is the one whose tree it is."""
-        nodes = self.tables.nodes
-        owned: BoolColumn = self.avc_anon_vma_row[nodes.avc] == nodes.anon_vma
+        owned: BoolColumn = self.avc_anon_vma_row[self.tables.nodes.avc] == self.node_tree
         return owned
 
     @cached_property
     def node_real(self) -> BoolColumn:
-        """Nodes that agree with their tree in one of both ways, each AVC's first such place.
+        """Nodes that agree with their tree in one of both ways, the best such place of each AVC.
 
         A node that agrees in neither is where a wrong child pointer leads; a second place is where
-        a tree runs into itself.
+        a tree runs into itself or another.
         """
         nodes = self.tables.nodes
-        agrees = self.node_owned | self.node_linked
-        real = agrees & ~nodes.again
-        repeated = np.flatnonzero(agrees & nodes.again)
-        if len(repeated):
-            # The place met first may be the one that agrees in nothing.
-            taken = marked(len(self.tables.avcs.address), nodes.avc[real])
-            fresh = repeated[~taken[nodes.avc[repeated]]]
-            _, first = np.unique(nodes.avc[fresh], return_index=True)
-            real[fresh[first]] = True
-        return real
+        owned, linked = self.node_owned, self.node_linked
+        agrees = owned | linked
+        # That its parent is NULL says little of what an rb_root leads to.
+        weak = np.flatnonzero(~owned & linked & (nodes.parent == NO_ROW))
+        if len(weak):
+            agrees[weak[self.link_of_avc[nodes.avc[weak]] == NO_ROW]] = False
+        if nodes.again.any():
+            score = owned.astype(np.int64) + linked
+            order = np.lexsort((nodes.again, -score, ~agrees, nodes.avc))
+            best = np.ones(len(order), dtype=bool)
+            best[1:] = nodes.avc[order[1:]] != nodes.avc[order[:-1]]
+            agrees[order[~best]] = False
+        # What only hangs together with what is not real, is not real either.
+        below = np.flatnonzero(~owned & (nodes.parent != NO_ROW))
+        while len(below):
+            lost = agrees[below] & ~agrees[nodes.parent[below]]
+            agrees[below[lost]] = False
+            below = below[~lost] if lost.any() else below[:0]
+        return agrees
 
     @cached_property
     def node_of_avc(self) -> RowColumn:
@@ -200,16 +233,23 @@ class Facts:
     @cached_property
     def nodes_in_tree(self) -> I64Column:
         """How many AVCs of its own each anon_vma's tree is known to have."""
-        nodes = self.tables.nodes
-        own = nodes.anon_vma[self.node_real & self.node_owned]
+        own = self.node_tree[self.node_real & self.node_owned]
         return np.bincount(own, minlength=len(self.tables.anon_vmas.address))
 
     @cached_property
-    def node_range(self) -> tuple[RowColumn, RowColumn]:
-        """First row in nodes of each anon_vma's tree, and the one behind its last."""
-        rows = np.arange(len(self.tables.anon_vmas.address))
-        column = self.tables.nodes.anon_vma
-        return np.searchsorted(column, rows), np.searchsorted(column, rows, side="right")
+    def tree_pointers(self) -> TreePointers:
+        """Pointers of trees that are wrong."""
+        return find_wrong_pointers(self)
+
+    @cached_property
+    def keys(self) -> Keys:
+        """What trees are ordered by."""
+        return Keys(self)
+
+    def find_node(self, addresses: U64Column) -> RowColumn:
+        """Rows of the AVCs whose ``rb`` is at these addresses, if anything vouches for them."""
+        avc = find_rows(self.tables.avcs.rb_node, addresses)
+        return np.where((avc != NO_ROW) & take(self.avc_known, avc, False), avc, NO_ROW)
 
     # ---- places on lists
 
@@ -243,9 +283,7 @@ class Facts:
     def home(self) -> RowColumn:
         """Row of the VMA that each AVC belongs to: whose list it is on, else what it says."""
         link = self.link_of_avc
-        if not len(self.tables.links.vma):
-            return self.avc_vma_row
-        return np.where(link == NO_ROW, self.avc_vma_row, self.tables.links.vma[link])
+        return np.where(link == NO_ROW, self.avc_vma_row, take(self.tables.links.vma, link, NO_ROW))
 
     @cached_property
     def avc_known(self) -> BoolColumn:
@@ -276,23 +314,14 @@ class Facts:
     def link_certain(self) -> BoolColumn:
         """Entries of lists whose ``avc->anon_vma`` no tree contradicts."""
         node = self.node_of_avc[self.tables.links.avc]
-        certain: BoolColumn = (node == NO_ROW) | self._at(self.node_owned, node)
+        certain: BoolColumn = (node == NO_ROW) | take(self.node_owned, node, False)
         return certain
 
     @cached_property
     def link_tree(self) -> RowColumn:
         """Row of the anon_vma in whose tree each entry of a list is; NO_ROW if in none."""
         node = self.node_of_avc[self.tables.links.avc]
-        if not len(self.tables.nodes.anon_vma):
-            return node
-        return np.where(node == NO_ROW, NO_ROW, self.tables.nodes.anon_vma[node])
-
-    @staticmethod
-    def _at(flags: BoolColumn, rows: RowColumn) -> BoolColumn:
-        found = np.zeros(len(rows), dtype=bool)
-        there = rows != NO_ROW
-        found[there] = flags[rows[there]]
-        return found
+        return take(self.node_tree, node, NO_ROW)
 
     @cached_property
     def pair_keys(self) -> U64Column:
@@ -343,20 +372,20 @@ class Facts:
         anon_vmas = self.tables.anon_vmas
         count = len(anon_vmas.address)
         self_rooted = self.root_row == np.arange(count)
-        has_root = (self.root_row != NO_ROW) & self_rooted[self.root_row]
+        has_root = take(self_rooted, self.root_row, False)
         witnessed = marked(count, self.avc_anon_vma_row[self.orphans])
         believed: BoolColumn = anon_vmas.reached & ((self.nodes_in_tree > 0) | witnessed | has_root)
         return believed
 
     @cached_property
     def vma_in_tree(self) -> RowColumn:
-        """Row of a VMA in each anon_vma's tree, for telling where it is; NO_ROW if none."""
+        """Row of the first VMA in each anon_vma's tree; NO_ROW if none is known."""
         nodes = self.tables.nodes
         some = np.full(len(self.tables.anon_vmas.address), NO_ROW, dtype=np.int64)
         own = np.flatnonzero(self.node_real & self.node_owned)[::-1]
         home = self.home[nodes.avc[own]]
         own, home = own[home != NO_ROW], home[home != NO_ROW]
-        some[nodes.anon_vma[own]] = home
+        some[self.node_tree[own]] = home
         return some
 
     # ---- pointers
@@ -381,6 +410,7 @@ class Facts:
         expected: Text,
         actual: Text,
         anon_vma: RowColumn | None = None,
+        word: U64Column | None = None,
     ) -> Violations:
         """Violations whose objects are AVCs.
 
@@ -388,6 +418,7 @@ class Facts:
         :param name: The field that is wrong, as the era's record calls it; ``None`` if it cannot
             be told.
         :param anon_vma: Rows of the anon_vmas that they belong to, if not as they say themselves.
+        :param word: Addresses of the wrong words, where they are another object's; 0: not known.
         """
         avcs, record = self.tables.avcs, self.era.avc
         return Violations(
@@ -396,7 +427,7 @@ class Facts:
             avcs.address[rows],
             expected,
             actual,
-            word=_word(record, name, avcs.address[rows]),
+            word=_word(record, name, avcs.address[rows]) if word is None else word,
             vma=self.home[rows],
             anon_vma=self.avc_anon_vma_row[rows] if anon_vma is None else anon_vma,
         )

@@ -1,7 +1,298 @@
-"""To come."""
+"""Roots and parents of anon_vmas."""
 
-from anonvma_inspect.invariants.base import Invariant
+from __future__ import annotations
+
+import numpy as np
+
+from anonvma_inspect.invariants.base import (
+    Invariant,
+    Severity,
+    Verdict,
+    Violations,
+    address_text,
+    always,
+)
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("INVARIANTS",)
 
-INVARIANTS: tuple[Invariant, ...] = ()
+
+def _check_root(facts: Facts) -> Verdict:
+    # * root can be the address of an anon_vma.
+    # * The root of the root is itself.
+    # If an anon_vma has a root that is none: where that one's parent pointer says that it is one,
+    # its own root is wrong, and that is said once for all of its family.
+    anon_vmas = facts.tables.anon_vmas
+    believed = facts.believed
+    root = facts.root_row
+    wild = np.flatnonzero(believed)
+    wild = wild[facts.wild(facts.root[wild], root[wild], facts.era.anon_vma)]
+
+    of_root = take(root, root, NO_ROW)
+    wrong = np.flatnonzero(believed & (root != NO_ROW) & (of_root != root))
+    top = root[wrong]
+    is_top = facts.parent_row[top] == top if facts.era.has_parent else ~believed[top]
+    disowned = np.unique(top[is_top & believed[top]])
+    wrong = wrong[~is_top]
+    # What the root should be: the parent's, if that is in order.
+    expected = _root_by_parent(facts, wrong)
+    wild_expected = _root_by_parent(facts, wild)
+    groups = [
+        facts.of_anon_vmas(
+            "root of an anon_vma cannot be the address of one",
+            wild,
+            "root",
+            address_text(wild_expected, wild_expected != 0, "an anon_vma"),
+            address_text(anon_vmas.root[wild]),
+        ),
+        facts.of_anon_vmas(
+            "a root anon_vma is not its own root",
+            disowned,
+            "root",
+            address_text(anon_vmas.address[disowned]),
+            address_text(anon_vmas.root[disowned]),
+        ),
+        facts.of_anon_vmas(
+            "root of an anon_vma leads to one that is no root",
+            wrong,
+            "root",
+            address_text(expected, expected != 0, "a root"),
+            address_text(anon_vmas.root[wrong]),
+        ),
+    ]
+    return Verdict(int(np.count_nonzero(believed)), groups)
+
+
+def _root_by_parent(facts: Facts, rows: RowColumn) -> U64Column:
+    # Addresses of the roots that the parents of anon_vmas have, an anon_vma that is its own parent
+    # being its own root; 0 where that is not clear.
+    address = facts.tables.anon_vmas.address
+    if not facts.era.has_parent:
+        return np.zeros(len(rows), dtype=np.uint64)
+    parent = facts.parent_row[rows]
+    root = np.where(parent == rows, rows, take(facts.root_row, parent, NO_ROW))
+    sound = (parent == rows) | (take(facts.root_row, root, NO_ROW) == root)
+    return np.where(sound, take(address, root, 0), np.uint64(0))
+
+
+def _check_parent(facts: Facts) -> Verdict:
+    # * parent can be the address of an anon_vma.
+    # * An anon_vma is its own parent exactly if it is its own root.
+    # * The root of the parent is the root.
+    # * Going from parent to parent ends at the root.
+    # Only of anon_vmas whose tree is not empty: behind an empty one, the parent may be freed.
+    # Where root and parent contradict each other, a chain tells which of both is right: it has all
+    # ancestors of its members.
+    anon_vmas = facts.tables.anon_vmas
+    itself = np.arange(len(anon_vmas.address))
+    judged = facts.believed & (facts.tree_pointer != 0)
+    parent, root = facts.parent_row, facts.root_row
+    wild = np.flatnonzero(judged)
+    wild = wild[facts.wild(facts.parent[wild], parent[wild], facts.era.anon_vma)]
+
+    is_parent, is_root = parent == itself, facts.root == anon_vmas.address
+    # Of a wild root AV301 tells, and nothing follows from it.
+    known = judged & (parent != NO_ROW) & (root != NO_ROW)
+    own_parent = np.flatnonzero(known & is_parent & ~is_root)
+    in_chain = facts.in_chain(facts.vma_in_tree[own_parent], root[own_parent])
+    groups = [
+        facts.of_anon_vmas(
+            "parent of an anon_vma cannot be the address of one",
+            wild,
+            "parent",
+            always("an anon_vma"),
+            address_text(anon_vmas.parent[wild]),
+        ),
+        _wrong_parent(
+            facts,
+            "an anon_vma that is not its own root is its own parent",
+            own_parent[in_chain],
+        ),
+        _wrong_root(
+            facts,
+            "an anon_vma that is its own parent has another root",
+            own_parent[~in_chain],
+            own_parent[~in_chain],
+        ),
+    ]
+
+    own_root = np.flatnonzero(known & is_root & ~is_parent)
+    above = root[parent[own_root]]
+    elsewhere = (above != NO_ROW) & (above != own_root)
+    elsewhere &= facts.in_chain(facts.vma_in_tree[own_root], above)
+    groups.append(
+        _wrong_root(
+            facts,
+            "an anon_vma that is its own root has another parent, of another root",
+            own_root[elsewhere],
+            above[elsewhere],
+        )
+    )
+    kept = own_root[~elsewhere]
+    groups.append(
+        facts.of_anon_vmas(
+            "an anon_vma that is its own root has another parent",
+            kept,
+            "parent",
+            address_text(anon_vmas.address[kept]),
+            address_text(anon_vmas.parent[kept]),
+        )
+    )
+    groups += _check_root_of_parent(facts, known & ~is_parent & ~is_root)
+    cyclic = _cycles(facts, judged)
+    groups.append(
+        _wrong_parent(facts, "going from parent to parent leads round in a circle", cyclic)
+    )
+    return Verdict(int(np.count_nonzero(judged)), groups)
+
+
+def _wrong_parent(facts: Facts, message: str, rows: RowColumn) -> Violations:
+    return facts.of_anon_vmas(
+        message,
+        rows,
+        "parent",
+        always("another anon_vma of its chains"),
+        address_text(facts.tables.anon_vmas.parent[rows]),
+    )
+
+
+def _wrong_root(facts: Facts, message: str, rows: RowColumn, expected: RowColumn) -> Violations:
+    anon_vmas = facts.tables.anon_vmas
+    return facts.of_anon_vmas(
+        message,
+        rows,
+        "root",
+        address_text(anon_vmas.address[expected]),
+        address_text(anon_vmas.root[rows]),
+    )
+
+
+def _check_root_of_parent(facts: Facts, judged: BoolColumn) -> list[Violations]:
+    anon_vmas = facts.tables.anon_vmas
+    rows = np.flatnonzero(judged)
+    above = facts.parent_row[rows]
+    differs = facts.root[above] != facts.root[rows]
+    rows, above = rows[differs], above[differs]
+    vma = facts.vma_in_tree[rows]
+    root_fits = facts.in_chain(vma, facts.root_row[rows])
+    parent_fits = facts.in_chain(vma, above)
+    # The root of a chain that says itself that it is none: AV301 tells of it.
+    broken_root = root_fits & parent_fits & (above == facts.root_row[rows])
+    of_root = ~root_fits & parent_fits
+    of_above = root_fits & parent_fits & ~broken_root
+    of_parent = ~(of_root | of_above | broken_root)
+    message = "the parent of an anon_vma has another root"
+    higher = np.unique(above[of_above], return_index=True)
+    return [
+        facts.of_anon_vmas(
+            message,
+            rows[of_root],
+            "root",
+            address_text(facts.root[above[of_root]]),
+            address_text(anon_vmas.root[rows[of_root]]),
+        ),
+        facts.of_anon_vmas(
+            "an anon_vma has another root than its children",
+            higher[0],
+            "root",
+            address_text(facts.root[rows[of_above][higher[1]]]),
+            address_text(anon_vmas.root[higher[0]]),
+        ),
+        facts.of_anon_vmas(
+            message,
+            rows[of_parent],
+            "parent",
+            always("an anon_vma of the same root"),
+            address_text(anon_vmas.parent[rows[of_parent]]),
+        ),
+    ]
+
+
+# One anon_vma of each circle that parent pointers make: the one with the largest tree. All trees
+# of ancestors hold their descendants' VMAs, so they never get smaller upwards; where they do, the
+# pointer is wrong.
+def _cycles(facts: Facts, judged: BoolColumn) -> RowColumn:
+    count = len(judged)
+    itself = np.arange(count)
+    step = np.where(judged & (facts.parent_row != NO_ROW), facts.parent_row, itself)
+    # Twice as far each round: who has not arrived at one that is its own parent after as many steps
+    # as there are anon_vmas, is in a circle or leads into one.
+    far = step
+    for _ in range(count.bit_length()):
+        if (step[far] == far).all():
+            return itself[:0]
+        far = far[far]
+    member = np.unique(far[step[far] != far])
+    # The smallest row of each circle is its name.
+    name = itself.copy()
+    far = step
+    for _ in range(count.bit_length()):
+        name = np.minimum(name, name[far])
+        far = far[far]
+    size = facts.nodes_in_tree[member]
+    order = np.lexsort((member, -size, name[member]))
+    member = member[order]
+    first = np.ones(len(member), dtype=bool)
+    first[1:] = name[member[1:]] != name[member[:-1]]
+    return member[first]
+
+
+def _has_parent(era: Era) -> str | None:
+    return None if era.has_parent else "anon_vmas of this kernel have no parent"
+
+
+INVARIANTS = (
+    Invariant(
+        code="AV301",
+        slug="root",
+        severity=Severity.ERROR,
+        statement="The root of every anon_vma is an anon_vma that is its own root.",
+        why=(
+            "A new anon_vma is its own root; one made by fork gets the root of the parent VMA's "
+            "active one, and holds a reference to it until it is freed itself. The root never "
+            "changes."
+        ),
+        consequence=(
+            "The lock of the whole family is the root's: with another root, walkers and writers "
+            "take different locks or none, and whoever frees the anon_vma drops a reference of "
+            "something else."
+        ),
+        lock="None: set before the anon_vma is visible, and pinned by a reference.",
+        source=(
+            "anon_vma_alloc(), anon_vma_fork(), anon_vma_free(), __put_anon_vma() in mm/rmap.c "
+            "(v6.1, v6.12)."
+        ),
+        eras="v2.6.36 and later.",
+        objects="anon_vmas",
+        check=_check_root,
+    ),
+    Invariant(
+        code="AV302",
+        slug="parent",
+        severity=Severity.ERROR,
+        statement=(
+            "The parent of an anon_vma has the same root, only a root is its own parent, and "
+            "parents lead up to it."
+        ),
+        why=(
+            "Fork sets root and parent together from the parent VMA's active anon_vma; an anon_vma "
+            "made otherwise is its own root and its own parent. Neither changes, and a parent "
+            "outlives the trees of its children. When an anon_vma's tree is empty, its parent may "
+            "be freed: then nothing is said."
+        ),
+        consequence=(
+            "num_children is counted at the wrong anon_vma: fork reuses one that is in use, or "
+            "unlinking brings a counter below zero."
+        ),
+        lock="None: set before the anon_vma is visible.",
+        source="anon_vma_alloc(), anon_vma_fork(), unlink_anon_vmas() in mm/rmap.c (v6.1, v6.12).",
+        eras="v3.19 and later, where the field exists.",
+        objects="anon_vmas",
+        check=_check_parent,
+        applies=_has_parent,
+    ),
+)

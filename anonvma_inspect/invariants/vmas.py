@@ -14,7 +14,8 @@ from anonvma_inspect.invariants.base import (
     always,
     count_text,
 )
-from anonvma_inspect.invariants.facts import Facts, marked
+from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn
 
@@ -90,7 +91,7 @@ def _check_vma_range(facts: Facts) -> Verdict:
     # Entries whose VMA is another mm's are AV001's. The tree of an mm that no task has may hold
     # VMAs that are freed already (exit), and an unstable mm's what a failed fork left there.
     tables = facts.tables
-    slots, vmas, mms = tables.slots, tables.vmas, tables.mms
+    slots, vmas = tables.slots, tables.vmas
     one = np.uint64(1)
     known = slots.vma != NO_ROW
     own = np.zeros(len(slots.vma), dtype=bool)
@@ -171,10 +172,7 @@ def _check_vma_range(facts: Facts) -> Verdict:
         _map_count(facts, known & ~own),
         *_broken(
             facts,
-            # Row numbers that are NO_ROW lead to the last mm: masked by the first condition.
-            (tables.broken.mm != NO_ROW) & facts.mm_lasting[tables.broken.mm]
-            if len(mms.address)
-            else np.zeros(len(tables.broken.mm), dtype=bool),
+            take(facts.mm_lasting, tables.broken.mm, False),
             "a walk of an mm's tree came upon",
         ),
     ]

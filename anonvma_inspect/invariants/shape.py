@@ -1,0 +1,184 @@
+"""Pointers of interval trees that do not lead where they should, and which of them is wrong.
+
+A child pointer and the child's parent pointer answer each other. Where they do not, a third word
+tells which is wrong: if what the child names as its parent has it for a child, then the pointer
+that led to it is; else the child's own is. Nodes that agree with nothing (``Facts.node_real``) are
+where wrong pointers lead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from anonvma_inspect.kernel.tags import rb_parent
+from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, U64Column
+
+if TYPE_CHECKING:
+    from anonvma_inspect.invariants.facts import Facts
+
+__all__ = ("TreePointers", "find_heirs", "find_wrong_pointers", "is_child")
+
+
+@dataclass(frozen=True)
+class TreePointers:
+    """Wrong pointers of all trees.
+
+    :ivar parent: Rows of AVCs with a wrong child pointer, each pointer once.
+    :ivar is_left: It is ``rb_left``; else ``rb_right``.
+    :ivar roots: Rows of anon_vmas whose ``rb_root`` is wrong.
+    :ivar back: Rows of nodes whose parent pointer is wrong.
+    :ivar lost: Rows of AVCs that a pointer which is NULL should lead to, and the address of that
+        pointer.
+    :ivar lost_word: See ``lost``.
+    :ivar damaged: anon_vmas whose trees have any such pointer, or are not known as a whole.
+    """
+
+    parent: RowColumn
+    is_left: BoolColumn
+    roots: RowColumn
+    back: RowColumn
+    lost: RowColumn
+    lost_word: U64Column
+    damaged: BoolColumn
+
+
+def is_child(facts: Facts, avc: RowColumn, parent: RowColumn) -> BoolColumn:
+    """Whether AVCs are children of others by those others' words."""
+    avcs = facts.tables.avcs
+    rb = avcs.rb_node[avc]
+    child: BoolColumn = (avcs.rb_left[parent] == rb) | (avcs.rb_right[parent] == rb)
+    return child
+
+
+def find_wrong_pointers(facts: Facts) -> TreePointers:
+    """Compare all trees with themselves."""
+    tables = facts.tables
+    nodes, avcs = tables.nodes, tables.avcs
+    real = facts.node_real
+    damaged = ~facts.tree_whole
+    rb_offset = np.uint64(facts.era.avc.offset("rb"))
+
+    odd = np.flatnonzero(real & ~facts.node_linked)
+    says = facts.find_node(rb_parent(avcs.rb_parent_color[nodes.avc[odd]]))
+    claimed = says != NO_ROW
+    claimed[claimed] = is_child(facts, nodes.avc[odd[claimed]], says[claimed])
+    damaged[nodes.anon_vma[odd]] = True
+
+    # Pointers that led to what is no node of the tree; where two roots lead to one tree, the
+    # borrower's is wrong, not the owner's, even if the walk came to the owner second.
+    astray = np.concatenate([np.flatnonzero(~real), odd[claimed]])
+    of_root = nodes.parent[astray] == NO_ROW
+    borrower = np.flatnonzero(facts.borrowed_from != NO_ROW)
+    lender = facts.borrowed_from[borrower]
+    of_owner = np.isin(nodes.anon_vma[astray], lender) & facts.node_owned[astray]
+    roots = [nodes.anon_vma[astray[of_root & ~of_owner]], borrower]
+    inner = astray[~of_root]
+    # What hangs below a node that is none itself is that one's consequence.
+    inner = inner[real[nodes.parent[inner]]]
+    above = nodes.parent[inner]
+    parents = [nodes.avc[above]]
+    lefts = [nodes.left[above] == inner]
+
+    real_avc = nodes.avc[real]
+    for left, pointers in ((True, avcs.rb_left), (False, avcs.rb_right)):
+        pointer = pointers[real_avc]
+        there = np.flatnonzero(pointer)
+        wild = tables.space.wild(pointer[there] - rb_offset, facts.era.avc.size)
+        parents.append(real_avc[there[wild]])
+        lefts.append(np.full(int(np.count_nonzero(wild)), left))
+    lost, gap, gap_is_left = _lost_children(facts)
+    parents.append(gap)
+    lefts.append(gap_is_left)
+    parent, is_left = np.concatenate(parents), np.concatenate(lefts)
+    _, first = np.unique(2 * parent + is_left, return_index=True)
+    parent, is_left = parent[first], is_left[first]
+    damaged[facts.node_tree[facts.node_of_avc[parent]]] = True
+
+    there = np.flatnonzero(facts.believed & (facts.tree_pointer != 0))
+    wild = tables.space.wild(facts.tree_pointer[there] - rb_offset, facts.era.avc.size)
+    roots.append(there[wild])
+    wrong_roots = np.unique(np.concatenate(roots))
+    damaged[wrong_roots] = True
+    return TreePointers(
+        parent=parent,
+        is_left=is_left,
+        roots=wrong_roots,
+        back=odd[~claimed],
+        lost=lost,
+        lost_word=_child_word(facts, gap, gap_is_left),
+        damaged=damaged,
+    )
+
+
+# AVCs on lists that are in no tree although a node of their anon_vma's tree, which they name as
+# their parent, has room for a child; that node, and whether it is room on the left. While somebody
+# holds the locks, an AVC that is taken out of its tree for a moment looks just so.
+def _lost_children(facts: Facts) -> tuple[RowColumn, RowColumn, BoolColumn]:
+    tables = facts.tables
+    avcs, vmas = tables.avcs, tables.vmas
+    lost = facts.orphans
+    anon_vma, home = facts.avc_anon_vma_row[lost], facts.home[lost]
+    parent = facts.find_node(rb_parent(avcs.rb_parent_color[lost]))
+    kept = np.flatnonzero((parent != NO_ROW) & (anon_vma != NO_ROW) & (home != NO_ROW))
+    lost, anon_vma, parent, home = lost[kept], anon_vma[kept], parent[kept], home[kept]
+    root, mm = facts.root_row[anon_vma], vmas.mm[home]
+    known = (root != NO_ROW) & (mm != NO_ROW) & (facts.node_of_avc[parent] != NO_ROW)
+    lost, anon_vma, parent, home = lost[known], anon_vma[known], parent[known], home[known]
+    held = tables.anon_vmas.write_locked[root[known]] | tables.mms.write_locked[mm[known]]
+    no_left, no_right = avcs.rb_left[parent] == 0, avcs.rb_right[parent] == 0
+    parent_home = facts.home[parent]
+    kept = np.flatnonzero(
+        ~held
+        & (no_left | no_right)
+        & (facts.avc_anon_vma_row[parent] == anon_vma)
+        & (parent_home != NO_ROW)
+    )
+    # If both sides are free, the keys tell which one it was.
+    before = vmas.key_first[home[kept]] < vmas.key_first[parent_home[kept]]
+    return lost[kept], parent[kept], no_left[kept] & (~no_right[kept] | before)
+
+
+def _child_word(facts: Facts, avc: RowColumn, is_left: BoolColumn) -> U64Column:
+    record = facts.era.avc
+    offset = np.where(is_left, record.offset("rb_left"), record.offset("rb_right"))
+    return facts.tables.avcs.address[avc] + offset.astype(np.uint64)
+
+
+def find_heirs(facts: Facts, node: U64Column, anon_vma: RowColumn) -> U64Column:
+    """Where wrong pointers of nodes should lead.
+
+    That is an AVC of the same anon_vma which names the node as its parent, and which no child
+    pointer leads to.
+
+    :param node: Addresses of the nodes' ``rb``; 0 for the pointer of the tree's root.
+    :param anon_vma: Rows of the anon_vmas.
+    :return: Addresses of ``rb`` nodes; 0 where there is no such AVC, or more than one.
+    """
+    tables = facts.tables
+    avcs, nodes = tables.avcs, tables.nodes
+    if not len(node):
+        return node
+    says = rb_parent(avcs.rb_parent_color)
+    at = np.flatnonzero(facts.avc_known & np.isin(says, node))
+    place = facts.node_of_avc[at]
+    there = place != NO_ROW
+    settled = np.zeros(len(at), dtype=bool)
+    settled[there] = facts.node_linked[place[there]] & (
+        (nodes.parent[place[there]] != NO_ROW) | facts.node_owned[place[there]]
+    )
+    at = at[~settled]
+    if not len(at):
+        return np.zeros(len(node), dtype=np.uint64)
+    wanted = np.unique(node)
+    width = len(tables.anon_vmas.address) + 1
+    key = np.searchsorted(wanted, node) * width + anon_vma
+    found = np.searchsorted(wanted, says[at]) * width + facts.avc_anon_vma_row[at]
+    order = np.argsort(found, kind="stable")
+    first = np.searchsorted(found[order], key)
+    behind = np.searchsorted(found[order], key, side="right")
+    heir = avcs.rb_node[at[order[np.minimum(first, len(at) - 1)]]]
+    return np.where(behind - first == 1, heir, np.uint64(0))
