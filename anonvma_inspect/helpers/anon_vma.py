@@ -111,9 +111,9 @@ def for_each_vma_avc(vma: Object) -> Iterator[Object]:
     links to all ``struct anon_vma`` that its pages can belong to.
 
     >>> for avc in for_each_vma_avc(vma):
-    ...     print(avc.anon_vma == vma_anon_vma(vma), avc.anon_vma.refcount.counter.value_())
+    ...     print(hex(avc.anon_vma.value_()), avc.anon_vma.refcount.counter.value_())
     ...
-    True 1...
+    0x... ...
 
     :param vma: ``struct vm_area_struct *``
     :return: Iterator of ``struct anon_vma_chain *`` objects.
@@ -234,9 +234,9 @@ def for_each_anon_vma_child(anon_vma: Object) -> Iterator[Object]:
 
     >>> def depth(anon_vma):
     ...     return 1 + max(map(depth, for_each_anon_vma_child(anon_vma)), default=0)
-    >>> depth(anon_vma.root)
     ...
-    2...
+    >>> depth(anon_vma.root) > 1
+    True
 
     :param anon_vma: ``struct anon_vma *``
     :return: Iterator of ``struct anon_vma *`` objects, in the order of the tree,

@@ -47,10 +47,10 @@ def open_core(
     >>> for task in list_for_each_entry(
     ...     "struct task_struct", prog["init_task"].tasks.address_of_(), "tasks"
     ... ):
-    ...     print(task.pid.value_(), task.comm.string_().decode())
+    ...     if task.mm:
+    ...         print(task.pid, task.comm)
     ...
-    1 ...
-    2 kthreadd
+    (pid_t)1 (char [16])"..."
     ...
 
     The lower half of the address space raises :class:`drgn.FaultError`, as a
