@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.kernel.era import Record
-from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn
+from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn, find_rows
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
 from anonvma_inspect.target.target import Target
 
@@ -123,11 +123,12 @@ class ObjectStore:
 
     def find(self, addresses: U64Column) -> RowColumn:
         """Numbers of the objects at these addresses, NO_ROW for those not in the store."""
-        if not len(self._sorted):
-            return np.full(len(addresses), NO_ROW, dtype=np.int64)
-        index = np.searchsorted(self._sorted, addresses)
-        index = np.minimum(index, len(self._sorted) - 1)
-        return np.where(self._sorted[index] == addresses, self._order[index], NO_ROW)
+        row = find_rows(self._sorted, addresses)
+        return np.where(row == NO_ROW, NO_ROW, self._order[row]) if len(self) else row
+
+    def row_of(self, addresses: U64Column) -> RowColumn:
+        """Rows that the objects at these addresses have in a table sorted by address."""
+        return find_rows(self._sorted, addresses)
 
     def missing(self, addresses: U64Column) -> U64Column:
         """Those of the addresses that are not in the store, sorted, each once."""
