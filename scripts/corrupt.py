@@ -47,7 +47,8 @@ def corrupt(target: Target, struct: str, address: int, name: str, value: str, ou
     new = (old + number if value[0] in "+-" else number) % 2 ** (8 * field.size)
     copy[at : at + field.size] = new.to_bytes(field.size, "little")
     out.write_bytes(copy)
-    return f"struct {struct} {address:#x}: {name} is now {new:#x}, was {old:#x}"
+    shown = [str(word) if word < 1 << 16 else f"{word:#x}" for word in (new, old)]
+    return f"struct {struct} {address:#x}: {name} is now {shown[0]}, was {shown[1]}"
 
 
 def main(arguments: list[str]) -> int:
