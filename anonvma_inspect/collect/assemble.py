@@ -316,8 +316,9 @@ def _whole_families(
     lost = avcs.anon_vma_row[links.avc] == NO_ROW
     sound_vma[links.vma[lost]] = False
     spoiled = ~tree_whole | (root_row == NO_ROW)
-    node_vma = avcs.vma_row[nodes.avc]
-    spoiled[nodes.anon_vma[(node_vma == NO_ROW) | ~sound_vma[node_vma]]] = True
+    # A node without a VMA is not sound: NO_ROW takes the last.
+    sound_node = np.append(sound_vma, False)[avcs.vma_row[nodes.avc]]
+    spoiled[nodes.anon_vma[~sound_node]] = True
     link_av = avcs.anon_vma_row[links.avc]
     spoiled[link_av[(link_av != NO_ROW) & ~sound_vma[links.vma]]] = True
     spoiled[vmas.active[(vmas.active != NO_ROW) & ~sound_vma]] = True
