@@ -6,15 +6,18 @@ import os
 from collections.abc import Iterable
 
 import drgn
+import numpy as np
 import pytest
+from drgn import Object
 from drgn.helpers.linux.cpumask import for_each_possible_cpu
 from drgn.helpers.linux.list import list_for_each_entry
 from drgn.helpers.linux.mm import for_each_vma
 from drgn.helpers.linux.pid import find_task, for_each_task
 from drgn.helpers.linux.slab import find_slab_cache, slab_cache_for_each_allocated_object
 
+from anonvma_inspect.collect import collect
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.helpers import open_core
+from anonvma_inspect.helpers import open_core, validate_vma_anon
 from anonvma_inspect.helpers.global_types import GLOBAL_TYPES
 from anonvma_inspect.target.layouts import canonical_name
 from anonvma_inspect.target.program import target_of
@@ -32,6 +35,12 @@ PF_KTHREAD = 0x00200000
 
 on_captures = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
 on_dumps = pytest.mark.parametrize("capture", FULL, ids=lambda capture: capture.name)
+
+
+with_vmlinux = pytest.mark.skipif(
+    "ANONVMA_VMLINUX" not in os.environ or "ANONVMA_CORE" not in os.environ,
+    reason="needs a dump and its vmlinux: ANONVMA_CORE, ANONVMA_VMLINUX",
+)
 
 
 def _leaders(prog: drgn.Program) -> list[drgn.Object]:
@@ -173,15 +182,43 @@ def _members(type_: drgn.Type) -> list[object]:
     ]
 
 
-@pytest.mark.skipif(
-    "ANONVMA_VMLINUX" not in os.environ or "ANONVMA_CORE" not in os.environ,
-    reason="needs a dump and its vmlinux: ANONVMA_CORE, ANONVMA_VMLINUX",
-)
+def _dwarf_program() -> drgn.Program:
+    prog = drgn.Program()
+    prog.set_core_dump(os.environ["ANONVMA_CORE"])
+    prog.load_debug_info([os.environ["ANONVMA_VMLINUX"]])
+    return prog
+
+
+@with_vmlinux
+def test_a_program_with_debuginfo_is_the_same_target() -> None:
+    from_dwarf = collect(target_of(_dwarf_program()))
+    from_btf = collect(target_of(open_core(os.environ["ANONVMA_CORE"])))
+    for table in ("tasks", "mms", "vmas", "links", "avcs", "anon_vmas", "nodes"):
+        one, other = getattr(from_dwarf, table), getattr(from_btf, table)
+        for name in one.__dataclass_fields__:
+            assert np.array_equal(getattr(one, name), getattr(other, name)), f"{table}.{name}"
+    vma = Object(_dwarf_program(), "struct vm_area_struct *", int(from_dwarf.vmas.address[0]))
+    validate_vma_anon(vma)
+
+
+@with_vmlinux
+def test_debuginfo_goes_first() -> None:
+    prog = open_core(os.environ["ANONVMA_CORE"])
+    prog.load_debug_info([os.environ["ANONVMA_VMLINUX"]])
+    assert prog["node_states"].type_.length is not None
+    assert prog.type("struct vm_area_struct", "mm_types.h").size
+    validate_vma_anon(next(for_each_vma(_leaders(prog)[0].mm)))
+
+
+def test_a_program_without_types_is_refused() -> None:
+    with pytest.raises(TargetError, match="not a Linux kernel"):
+        target_of(drgn.Program())
+
+
+@with_vmlinux
 def test_types_and_variables_equal_dwarf() -> None:
     ours = open_core(os.environ["ANONVMA_CORE"])
-    dwarf = drgn.Program()
-    dwarf.set_core_dump(os.environ["ANONVMA_CORE"])
-    dwarf.load_debug_info([os.environ["ANONVMA_VMLINUX"]])
+    dwarf = _dwarf_program()
     for name in STRUCTS:
         mine, theirs = ours.type(f"struct {name}"), dwarf.type(f"struct {name}")
         assert mine.size == theirs.size

@@ -85,6 +85,46 @@ def test_gather_is_the_oracle(make: Callable[[], Memory], offsets: list[int], si
         assert row.tobytes() == (expected if expected is not None else bytes(size))
 
 
+@settings(max_examples=200)
+@given(
+    offset=st.integers(-20, 8 * PAGE + 20),
+    size=st.sampled_from([1, 2, 4, 8, 16, 64, 176, PAGE, PAGE + 8, 2 * PAGE]),
+)
+def test_read_is_the_oracle(offset: int, size: int) -> None:
+    expected = oracle(BASE + offset, size)
+    if expected is not None:
+        assert segments().read(BASE + offset, size) == expected
+    else:
+        with pytest.raises(LookupError):
+            segments().read(BASE + offset, size)
+
+
+@given(
+    captured=st.lists(st.booleans(), min_size=8, max_size=8),
+    offset=st.integers(0, 63),
+    size=st.integers(1, 24),
+)
+def test_read_is_as_gather_where_words_are_missing(
+    captured: list[bool], offset: int, size: int
+) -> None:
+    memory = SegmentMemory(
+        IMAGE[:80], column(BASE), column(64), column(16),
+        captured=np.array(captured), captured_from=16,
+    )  # fmt: skip
+    rows, present = memory.gather(column(BASE + offset), size)
+    if present[0]:
+        assert memory.read(BASE + offset, size) == rows[0].tobytes()
+    else:
+        with pytest.raises(LookupError):
+            memory.read(BASE + offset, size)
+
+
+def test_read_never_the_lower_half() -> None:
+    memory = SegmentMemory(IMAGE, column(0), column(len(IMAGE)), column(0))
+    with pytest.raises(LookupError):
+        memory.read(0, 8)
+
+
 @pytest.mark.parametrize("make", [paged, segments])
 def test_never_the_lower_half(make: Callable[[], Memory]) -> None:
     """In QEMU's ELF dumps physical address 0 answers for a NULL pointer."""
