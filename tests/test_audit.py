@@ -1,4 +1,4 @@
-"""The audit of real kernels: silent on what they were, and right about every word changed in them."""
+"""The audit of real kernels: silent on what they were, right about every word changed in them."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Objects:
 
     @functools.cached_property
     def vma(self) -> int:
-        """A VMA in a fork child, with several AVCs, a file or not, whose neighbours have one too."""
+        """A VMA in a fork child, with several AVCs."""
         vmas = self.tables.vmas
         fit = (vmas.chain_length >= 3) & (vmas.active != NO_ROW) & (vmas.slot != NO_ROW)
         rows = np.flatnonzero(fit)
@@ -373,7 +373,9 @@ CORRUPTIONS = [
     # anon_vma
     Corruption("root null", child("root"), to(0), "AV301", its_child),
     Corruption("root wild", child("root"), to(WILD), "AV301", its_child),
-    Corruption("root of another family", child("root"), other_active, "AV301 AV302 AV104", its_child),
+    Corruption(
+        "root of another family", child("root"), other_active, "AV301 AV302 AV104", its_child
+    ),
     Corruption(
         "root is itself", child("root"),
         lambda o, old: o.anon_vma_at(o.child), "AV302 AV104", its_child,
