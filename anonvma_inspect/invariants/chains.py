@@ -202,41 +202,23 @@ def _check_one_root(facts: Facts) -> list[Violations]:
 
 
 def _check_parents_in_chain(facts: Facts) -> list[Violations]:
-    tables = facts.tables
-    links, anon_vmas = tables.links, tables.anon_vmas
-    member = facts.link_anon_vma
-    judged = facts.link_certain & (member != NO_ROW) & facts.chain_sound[links.vma]
-    parent = np.where(judged, take(facts.parent_row, member, NO_ROW), NO_ROW)
-    # Nearly always the parent is the anon_vma itself or that of a neighbour on the list.
-    open_ = judged & (parent != NO_ROW) & (parent != member)
-    open_[:-1] &= (parent[:-1] != member[1:]) | (links.vma[:-1] != links.vma[1:])
-    open_[1:] &= (parent[1:] != member[:-1]) | (links.vma[1:] != links.vma[:-1])
-    rows = np.flatnonzero(open_)
-    if len(rows):
-        rows = rows[~facts.in_chain(links.vma[rows], parent[rows])]
-    # An entry whose anon_vma is not known may be the parent's.
-    unknown = marked(len(tables.vmas.address), links.vma[member == NO_ROW])
-    rows = rows[~unknown[links.vma[rows]]]
-    # If it is missing in all the chains that the child is in, or in several, then the child's word
-    # is wrong; if in one of many, that chain has lost an entry.
-    count = np.bincount(member[rows], minlength=len(anon_vmas.address))
-    chains = np.bincount(member[judged], minlength=len(count)) if len(rows) else count
-    blamed = (count > 1) | (count == chains)
-    of_child = np.unique(member[rows[blamed[member[rows]]]])
-    of_vma = rows[~blamed[member[rows]]]
+    of_child, of_vma, parent = facts.stray_parents
+    # A word that cannot be right in itself is AV302's.
+    wild = facts.wild(facts.parent[of_child], facts.parent_row[of_child], facts.era.anon_vma)
+    of_child = of_child[~wild]
     return [
         facts.of_anon_vmas(
             "the parent of an anon_vma is not in the chains that the anon_vma is in",
             of_child,
             "parent",
             always("an anon_vma of the same chains"),
-            address_text(anon_vmas.parent[of_child]),
+            address_text(facts.tables.anon_vmas.parent[of_child]),
         ),
         facts.of_vmas(
             "the parent of an anon_vma in a chain is not in that chain",
-            links.vma[of_vma],
+            of_vma,
             None,
-            address_text(anon_vmas.address[parent[of_vma]]),
+            address_text(parent),
             always("not in the chain"),
         ),
     ]

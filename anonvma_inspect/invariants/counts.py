@@ -34,21 +34,22 @@ def _count(rows: RowColumn, length: int) -> I64Column:
 def _children(facts: Facts) -> tuple[I64Column, I64Column]:
     anon_vmas = facts.tables.anon_vmas
     count = len(anon_vmas.address)
-    parent = facts.parent_row
-    least = _count(parent[facts.nodes_in_tree > 0], count)
-    # At most: if its tree may be not empty, because AVCs on lists say so (AV201).
+    # The parent of one that is in no chain of its own (AV104, AV302) says nothing: it may have been
+    # any of the family.
+    strayed = marked(count, facts.stray_parents[0])
+    sure = (facts.nodes_in_tree > 0) & ~strayed
+    least = _count(facts.parent_row[sure], count)
+    # At most: also those whose trees are empty, but should not be, as AVCs on lists say (AV201).
     listed = marked(count, facts.link_anon_vma)
     full = (facts.tree_pointer != 0) | listed
-    rows = np.flatnonzero(full & (parent == NO_ROW))
-    most = _count(parent[full], count)
-    if len(rows):
-        from_word = find_rows(anon_vmas.address, facts.parent[rows])
-        most += _count(from_word, count)
-        # A parent that cannot be right may have been any of its family (AV302).
-        lost = rows[from_word == NO_ROW]
-        root = take(facts.root_row, lost, NO_ROW)
+    parent = facts.parent_row.copy()
+    emptied = np.flatnonzero(listed & (facts.tree_pointer == 0))
+    parent[emptied] = find_rows(anon_vmas.address, facts.parent[emptied])
+    strayed |= full & (parent == NO_ROW)
+    most = _count(parent[full & ~strayed], count)
+    if strayed.any():
         family = np.where(facts.root_row == NO_ROW, np.arange(count), facts.root_row)
-        most += _count(root, count)[family]
+        most += _count(facts.root_row[strayed], count)[family]
     return least, most
 
 
@@ -56,14 +57,16 @@ def _active(facts: Facts) -> tuple[I64Column, I64Column]:
     tables = facts.tables
     count = len(tables.anon_vmas.address)
     active = tables.vmas.active
-    least = _count(active, count)
-    # At most: with VMAs whose vma->anon_vma is not in their chain (AV105), each for all of it.
     links = tables.links
-    settled = marked(
-        len(active), links.vma[(facts.link_anon_vma == active[links.vma]) & facts.link_certain]
-    )
-    unsettled = ~settled[links.vma]
-    return least, least + _count(facts.link_anon_vma[unsettled], count)
+    # A VMA whose vma->anon_vma is not in its chain (AV105) may have had any of it.
+    settled = tables.vmas.chain_length == 0
+    fits = facts.link_anon_vma == active[links.vma]
+    fits |= facts.link_tree == active[links.vma]
+    settled |= marked(len(active), links.vma[fits])
+    # Nothing is known of a chain that is not known as a whole.
+    settled |= ~facts.chain_sound & (active != NO_ROW)
+    least = _count(active[settled], count)
+    return least, least + _count(facts.link_anon_vma[~settled[links.vma]], count)
 
 
 def _judge(
@@ -131,12 +134,18 @@ def _has_separate_counts(era: Era) -> str | None:
 def _references(facts: Facts) -> tuple[I64Column, I64Column]:
     anon_vmas = facts.tables.anon_vmas
     count = len(anon_vmas.address)
-    root = np.where(facts.root_row == np.arange(count), NO_ROW, facts.root_row)
+    itself = np.arange(count)
+    root = np.where(facts.root_row == itself, NO_ROW, facts.root_row)
     full = facts.nodes_in_tree > 0
+    # Whose parent has another root (AV302) may belong to either family.
+    parent = facts.parent_row
+    parent_root = np.where(parent == itself, itself, take(facts.root_row, parent, NO_ROW))
+    odd = (parent != NO_ROW) & (parent_root != facts.root_row)
     # A freed one holds nothing.
-    least = full + _count(root[full & (anon_vmas.refcount > 0)], count)
+    least = full + _count(root[full & ~odd & (anon_vmas.refcount > 0)], count)
     listed = marked(count, facts.link_anon_vma)
     most = ((facts.tree_pointer != 0) | listed) + _count(root[anon_vmas.reached], count)
+    most += _count(parent_root[odd & anon_vmas.reached], count)
     return least.astype(np.int64), most.astype(np.int64)
 
 

@@ -204,10 +204,18 @@ class Facts:
         nodes = self.tables.nodes
         owned, linked = self.node_owned, self.node_linked
         agrees = owned | linked
-        # That its parent is NULL says little of what an rb_root leads to.
+        # That its parent is NULL says little of what an rb_root leads to. If nothing below it is
+        # the tree's own, the AVC must be one beyond doubt, and rb_leftmost lead into the tree, too.
         weak = np.flatnonzero(~owned & linked & (nodes.parent == NO_ROW))
         if len(weak):
-            agrees[weak[self.link_of_avc[nodes.avc[weak]] == NO_ROW]] = False
+            count = len(self.tables.anon_vmas.address)
+            tree = nodes.anon_vma[weak]
+            doubtful = self.link_of_avc[nodes.avc[weak]] == NO_ROW
+            if self.era.has_leftmost:
+                first = self.tables.anon_vmas.rb_leftmost[nodes.anon_vma]
+                led = first == self.tables.avcs.rb_node[nodes.avc]
+                doubtful |= ~marked(count, nodes.anon_vma[led])[tree]
+            agrees[weak[doubtful & ~marked(count, nodes.anon_vma[owned])[tree]]] = False
         if nodes.again.any():
             score = owned.astype(np.int64) + linked
             order = np.lexsort((nodes.again, -score, ~agrees, nodes.avc))
@@ -366,16 +374,55 @@ class Facts:
 
         A pointer with one wrong bit leads to bytes that are taken for an anon_vma. That is the
         pointer's fault; what the bytes say must not be held against them. So one of these is asked
-        for: AVCs of its own in its tree; an AVC on a list that is in no other's tree; a root that
-        names itself, or that names another one that does.
+        for: AVCs of its own in its tree; an AVC on a list that is in no tree at all; or that it is
+        the root of such an anon_vma and its own, or has such a root. (That it is its own root says
+        nothing by itself: so does the head of an empty list.)
         """
         anon_vmas = self.tables.anon_vmas
         count = len(anon_vmas.address)
-        self_rooted = self.root_row == np.arange(count)
-        has_root = take(self_rooted, self.root_row, False)
-        witnessed = marked(count, self.avc_anon_vma_row[self.orphans])
-        believed: BoolColumn = anon_vmas.reached & ((self.nodes_in_tree > 0) | witnessed | has_root)
+        sure = (self.nodes_in_tree > 0) | marked(count, self.avc_anon_vma_row[self.orphans])
+        root = self.root_row
+        self_rooted = root == np.arange(count)
+        of_sure = marked(count, root[sure]) & self_rooted
+        below = take((sure | of_sure) & self_rooted, root, False)
+        believed: BoolColumn = anon_vmas.reached & (sure | of_sure | below)
         return believed
+
+    @cached_property
+    def stray_parents(self) -> tuple[RowColumn, RowColumn, U64Column]:
+        """Parents that are missing from chains.
+
+        An anon_vma's parent is in each chain that the anon_vma is in. If it is missing in all of
+        them or in several, then the anon_vma's word is wrong; if in one of many, that chain has
+        lost an entry.
+
+        :return: Rows of anon_vmas with a wrong ``parent``, each once; rows of VMAs whose chain
+            lacks one, and that parent's address.
+        """
+        tables = self.tables
+        links = tables.links
+        member, chain = self.link_anon_vma, links.vma
+        # An entry whose anon_vma is not known may be the parent's.
+        unknown = marked(len(tables.vmas.address), chain[member == NO_ROW])
+        judged = self.link_certain & (member != NO_ROW) & (self.chain_sound & ~unknown)[chain]
+        full = self.tree_pointer != 0
+        judged &= take(full, member, False)
+        parent = take(self.parent, member, 0)
+        here = take(tables.anon_vmas.address, member, 0)
+        # Nearly always the parent is the anon_vma itself or that of a neighbour on the list.
+        open_ = judged & (parent != here)
+        open_[:-1] &= (parent[:-1] != here[1:]) | (chain[:-1] != chain[1:])
+        open_[1:] &= (parent[1:] != here[:-1]) | (chain[1:] != chain[:-1])
+        rows = np.flatnonzero(open_)
+        if not len(rows):
+            return rows, rows, parent[rows]
+        parent_row = find_rows(tables.anon_vmas.address, parent[rows])
+        rows = rows[~self.in_chain(chain[rows], parent_row)]
+        count = np.bincount(member[rows], minlength=len(full))
+        chains = np.bincount(member[judged], minlength=len(full))
+        of_child = ((count > 1) | (count == chains))[member[rows]]
+        of_vma = rows[~of_child]
+        return np.unique(member[rows[of_child]]), chain[of_vma], parent[of_vma]
 
     @cached_property
     def vma_in_tree(self) -> RowColumn:

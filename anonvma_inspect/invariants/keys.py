@@ -118,6 +118,18 @@ class Keys:
         wrong |= self.known & (self.stored < self.last)
         return wrong
 
+    def fits_unmoved(self, nodes: RowColumn) -> BoolColumn:
+        """Whether ``rb_subtree_last`` of nodes is what an anonymous VMA that was never moved has.
+
+        :param nodes: Rows of nodes whose keys are known.
+        """
+        vmas, avcs = self._facts.tables.vmas, self._facts.tables.avcs
+        avc, vma = self._facts.tables.nodes.avc[nodes], self.home[nodes]
+        page = np.uint64(self._facts.era.page_size)
+        last: BoolColumn = self.stored[nodes] == vmas.vm_end[vma] // page - np.uint64(1)
+        leaf = (avcs.rb_left[avc] == 0) & (avcs.rb_right[avc] == 0)
+        return last & leaf & (vmas.vm_file[vma] == 0)
+
     @cached_property
     def doubtful(self) -> BoolColumn:
         """VMAs whose own last page contradicts a node without children, or above what is stored."""

@@ -37,7 +37,7 @@ def _check_root(facts: Facts) -> Verdict:
     top = root[wrong]
     is_top = facts.parent_row[top] == top if facts.era.has_parent else ~believed[top]
     disowned = np.unique(top[is_top & believed[top]])
-    wrong = wrong[~is_top]
+    wrong = np.setdiff1d(wrong[~is_top], disowned)
     # What the root should be: the parent's, if that is in order.
     expected = _root_by_parent(facts, wrong)
     wild_expected = _root_by_parent(facts, wild)
@@ -185,25 +185,20 @@ def _check_root_of_parent(facts: Facts, judged: BoolColumn) -> list[Violations]:
     of_root = ~root_fits & parent_fits
     of_above = root_fits & parent_fits & ~broken_root
     of_parent = ~(of_root | of_above | broken_root)
-    message = "the parent of an anon_vma has another root"
-    higher = np.unique(above[of_above], return_index=True)
+    # An anon_vma can have both the wrong parent's and wrong children's.
+    odd = np.concatenate([rows[of_root], above[of_above]])
+    right = facts.root[np.concatenate([above[of_root], rows[of_above]])]
+    odd, first = np.unique(odd, return_index=True)
     return [
         facts.of_anon_vmas(
-            message,
-            rows[of_root],
+            "an anon_vma has another root than its parent or its children",
+            odd,
             "root",
-            address_text(facts.root[above[of_root]]),
-            address_text(anon_vmas.root[rows[of_root]]),
+            address_text(right[first]),
+            address_text(anon_vmas.root[odd]),
         ),
         facts.of_anon_vmas(
-            "an anon_vma has another root than its children",
-            higher[0],
-            "root",
-            address_text(facts.root[rows[of_above][higher[1]]]),
-            address_text(anon_vmas.root[higher[0]]),
-        ),
-        facts.of_anon_vmas(
-            message,
+            "the parent of an anon_vma has another root",
             rows[of_parent],
             "parent",
             always("an anon_vma of the same root"),

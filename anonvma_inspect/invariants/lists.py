@@ -164,10 +164,12 @@ def find_wrong_words(
         _Words(y[blame_next], True, _address_of(lists, heir[blame_next])),
         _Words(x[~blame_next], False, lists.address[y[~blame_next]]),
     ]
-    # Second kind: x->prev is z, z->next is not x. For entries of a walk it is the first kind again.
-    z = lists.find(lists.prev[off])
+    # Second kind: x->prev is z, z->next is not x. For entries of a walk it is the first kind again,
+    # but not for a head that the walk did not come back to.
+    x = np.concatenate([off, open_ended])
+    z = lists.find(lists.prev[x])
     asked = np.flatnonzero(z != NO_ROW)
-    x, z = off[asked], z[asked]
+    x, z = x[asked], z[asked]
     differ = lists.next[z] != lists.address[x]
     x, z = x[differ], z[differ]
     other = lists.find(lists.next[z])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.kernel.tags import rb_parent
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
@@ -90,7 +91,7 @@ def find_wrong_pointers(facts: Facts) -> TreePointers:
         wild = tables.space.wild(pointer[there] - rb_offset, facts.era.avc.size)
         parents.append(real_avc[there[wild]])
         lefts.append(np.full(int(np.count_nonzero(wild)), left))
-    lost, gap, gap_is_left = _lost_children(facts)
+    lost, gap, gap_is_left, hollow = _lost_children(facts)
     parents.append(gap)
     lefts.append(gap_is_left)
     parent, is_left = np.concatenate(parents), np.concatenate(lefts)
@@ -101,7 +102,8 @@ def find_wrong_pointers(facts: Facts) -> TreePointers:
     there = np.flatnonzero(facts.believed & (facts.tree_pointer != 0))
     wild = tables.space.wild(facts.tree_pointer[there] - rb_offset, facts.era.avc.size)
     roots.append(there[wild])
-    wrong_roots = np.unique(np.concatenate(roots))
+    wrong_roots = np.unique(np.concatenate([*roots, hollow]))
+    wrong_roots = wrong_roots[facts.believed[wrong_roots]]
     damaged[wrong_roots] = True
     return TreePointers(
         parent=parent,
@@ -114,32 +116,37 @@ def find_wrong_pointers(facts: Facts) -> TreePointers:
     )
 
 
-# AVCs on lists that are in no tree although a node of their anon_vma's tree, which they name as
-# their parent, has room for a child; that node, and whether it is room on the left. While somebody
-# holds the locks, an AVC that is taken out of its tree for a moment looks just so.
-def _lost_children(facts: Facts) -> tuple[RowColumn, RowColumn, BoolColumn]:
+# AVCs on lists that are in no tree although they name a node of their anon_vma's tree as their
+# parent, and no other child is known to be in one of its places; that node, and whether the place
+# is the left one. And anon_vmas in whose tree such an AVC should be the top one, if what is there
+# instead is not in the target. While somebody holds the locks, an AVC that is taken out of its tree
+# for a moment looks just so.
+def _lost_children(facts: Facts) -> tuple[RowColumn, RowColumn, BoolColumn, RowColumn]:
     tables = facts.tables
-    avcs, vmas = tables.avcs, tables.vmas
+    avcs, vmas, nodes = tables.avcs, tables.vmas, tables.nodes
     lost = facts.orphans
     anon_vma, home = facts.avc_anon_vma_row[lost], facts.home[lost]
-    parent = facts.find_node(rb_parent(avcs.rb_parent_color[lost]))
-    kept = np.flatnonzero((parent != NO_ROW) & (anon_vma != NO_ROW) & (home != NO_ROW))
-    lost, anon_vma, parent, home = lost[kept], anon_vma[kept], parent[kept], home[kept]
-    root, mm = facts.root_row[anon_vma], vmas.mm[home]
-    known = (root != NO_ROW) & (mm != NO_ROW) & (facts.node_of_avc[parent] != NO_ROW)
-    lost, anon_vma, parent, home = lost[known], anon_vma[known], parent[known], home[known]
-    held = tables.anon_vmas.write_locked[root[known]] | tables.mms.write_locked[mm[known]]
-    no_left, no_right = avcs.rb_left[parent] == 0, avcs.rb_right[parent] == 0
-    parent_home = facts.home[parent]
-    kept = np.flatnonzero(
-        ~held
-        & (no_left | no_right)
-        & (facts.avc_anon_vma_row[parent] == anon_vma)
-        & (parent_home != NO_ROW)
-    )
-    # If both sides are free, the keys tell which one it was.
-    before = vmas.key_first[home[kept]] < vmas.key_first[parent_home[kept]]
-    return lost[kept], parent[kept], no_left[kept] & (~no_right[kept] | before)
+    root, mm = take(facts.root_row, anon_vma, NO_ROW), take(vmas.mm, home, NO_ROW)
+    held = take(tables.anon_vmas.write_locked, root, True) | take(tables.mms.write_locked, mm, True)
+    says = rb_parent(avcs.rb_parent_color[lost])
+    top = anon_vma[~held & (says == 0)]
+    hollow = top[(facts.tree_pointer[top] != 0) & (facts.nodes_in_tree[top] == 0)]
+    parent = facts.find_node(says)
+    kept = ~held & (take(facts.avc_anon_vma_row, parent, NO_ROW) == anon_vma)
+    kept &= (take(facts.node_of_avc, parent, NO_ROW) != NO_ROW) & (anon_vma != NO_ROW)
+    kept &= take(facts.home, parent, NO_ROW) != NO_ROW
+    lost, parent, home = lost[kept], parent[kept], home[kept]
+    node = facts.node_of_avc[parent]
+    is_free = []
+    for child in (nodes.left[node], nodes.right[node]):
+        sits = take(facts.node_real, child, False) & take(facts.node_linked, child, False)
+        is_free.append(~sits)
+    free_left, free_right = is_free
+    some = np.flatnonzero(free_left | free_right)
+    # If both places are free, the keys tell which one it was.
+    before = vmas.key_first[home] < vmas.key_first[facts.home[parent]]
+    is_left = free_left & (~free_right | before)
+    return lost[some], parent[some], is_left[some], hollow
 
 
 def _child_word(facts: Facts, avc: RowColumn, is_left: BoolColumn) -> U64Column:

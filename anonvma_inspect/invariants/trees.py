@@ -254,13 +254,15 @@ def _check_subtree_last(facts: Facts) -> Verdict:
     #   rb_subtree_last.
     # * Where a child is not known, it is not smaller than the node's own last page.
     # If several nodes of one VMA disagree, or one of a VMA that is out of order (AV204), then the
-    # VMA's page offsets are wrong, not the nodes' words.
+    # VMA's page offsets are wrong, not the nodes' words; and so they are if the word is what an
+    # anonymous VMA that was never moved must have.
     tables, keys = facts.tables, facts.keys
     vmas, avcs = tables.vmas, tables.avcs
     wrong = np.flatnonzero(keys.wrong_last)
     home = keys.home[wrong]
     count = np.bincount(home, minlength=len(vmas.address))
     of_vma = (count > 1) | marked(len(vmas.address), keys.misplaced[0])
+    of_vma[home[keys.fits_unmoved(wrong)]] = True
     rows = np.flatnonzero(of_vma & (count > 0))
     stored = np.zeros(len(vmas.address), dtype=np.uint64)
     stored[home[::-1]] = keys.stored[wrong[::-1]]
