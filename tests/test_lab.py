@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from labkit.apt import Package, newest
 from labkit.errors import GuestError, LabError
-from labkit.initramfs import Archive, read_module
+from labkit.initramfs import Archive
 from labkit.kernels import KERNELS, config_facts, kernel
 from labkit.manifest import describe_word, encode
+from labkit.modules import find_modules, read_module
 from labkit.programs import HERE, WORKLOADS
 from labkit.specs import FIXTURES, PARAMETERS, fixture, plan
+from labkit.symbols import NAMES, pick, write_map
 from labkit.system import Need, require
 from labkit.versions import compare_versions
 from labkit.word import checksum, parse_event, parse_word, records
@@ -224,6 +226,42 @@ def test_module_compression(tmp_path: Path) -> None:
     assert read_module(plain) == read_module(packed) == b"ELF"
     with pytest.raises(LabError, match=r"a\.ko\.zst"):
         read_module(odd)
+
+
+def module(depends: str) -> bytes:
+    return b"\x7fELF\0license=GPL\0depends=" + depends.encode() + b"\0name=x\0"
+
+
+def test_module_order(tmp_path: Path) -> None:
+    root = tmp_path / "usr/lib/modules/7.0"
+    (root / "kernel/drivers").mkdir(parents=True)
+    (root / "modules.builtin").write_text("kernel/drivers/in-built.ko\n")
+    files = {"disk": "ring,in_built,bus-x", "ring": "", "bus-x": "ring", "other": ""}
+    for name, depends in files.items():
+        (root / f"kernel/drivers/{name}.ko").write_bytes(module(depends))
+    found = find_modules(tmp_path, ["in-built", "disk", "ring"])
+    assert [path.name for path in found] == ["ring.ko", "bus-x.ko", "disk.ko"]
+    with pytest.raises(LabError, match="no module absent"):
+        find_modules(tmp_path, ["absent"])
+
+
+def test_symbols(tmp_path: Path) -> None:
+    lines = [
+        "ffffffff88213940 D init_task",
+        "ffffffff88213941 D init_task_other",
+        "ffffffffc0000000 d init_mm\t[module]",
+        "ffffffff87da317c R __start_BTF",
+        "ffffffff880d75e6 R __stop_BTF",
+    ]
+    picked = pick(lines)
+    assert picked == [lines[0], lines[3], lines[4]]
+    write_map(picked, tmp_path / "x.map")
+    assert (tmp_path / "x.map").read_text().splitlines() == picked
+    with pytest.raises(LabError, match="__stop_BTF"):
+        write_map(picked[:2], tmp_path / "y.map")
+    assert list(NAMES) == sorted(set(NAMES))
+    # The witness reads them into a buffer of 4 kB.
+    assert len("\n".join(NAMES)) < 3000
 
 
 def test_workloads_have_parameters_and_fixtures() -> None:

@@ -47,6 +47,10 @@ class Apt:
     def __init__(self, options: Sequence[str] = ()) -> None:
         self._options = list(options)
 
+    def update(self) -> None:
+        """Fetch the lists of packages."""
+        run(["apt-get", *self._options, "--quiet", "update"])
+
     def find(self, pattern: str, architecture: str) -> list[Package]:
         """All packages whose whole name matches the regular expression."""
         whole = re.compile(pattern)

@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from . import initramfs, manifest
+from .busybox import find_busybox
 from .cache import locked
 from .errors import GuestError, LabError
 from .guest import Guest, qemu_version
-from .kernels import KernelImage, config_facts, fetch, kernel
+from .kernels import KernelImage, config_facts, fetch, fetch_system_map, kernel
+from .machines import MACHINES, Machine
+from .modules import find_modules
 from .programs import compile_program
 from .specs import Plan, word_options
+from .symbols import write_map
 from .system import for_capture, require
 from .word import parse_word
 
@@ -27,7 +31,7 @@ Say = Callable[[str], None]
 
 # norandmaps: a seed gives the same addresses again, and so the same merges. Huge pages and their
 # daemon off: nothing moves while the word is taken.
-_APPEND = "console=ttyS0 panic=-1 norandmaps transparent_hugepage=never"
+_APPEND = "panic=-1 norandmaps transparent_hugepage=never"
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Prepared:
     """A plan with all that it takes to boot it."""
 
     plan: Plan
+    machine: Machine
     image: KernelImage
     archive: bytes
     append: str
@@ -55,23 +60,27 @@ class Lab:
 
     def prepare(self, plan: Plan, options: list[str]) -> Prepared:
         """Fetch the kernel, compile the programs, build the initramfs."""
-        require(for_capture())
         wanted = kernel(plan.kernel)
+        machine = MACHINES[wanted.architecture]
+        require(for_capture(machine))
         image = fetch(wanted, self.cache)
         self.say(f"{plan.name}: {image.package.name} {image.package.version}")
         command = [*options, f"/lab/{plan.workload}", *plan.arguments()]
-        modules = [image.module(name) for name in wanted.modules]
+        modules = find_modules(image.root, wanted.modules)
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
             programs = {
-                name: compile_program(name, Path(scratch) / name)
+                name: compile_program(name, Path(scratch) / name, machine.compiler)
                 for name in ("witness", plan.workload)
             }
-            archive = initramfs.build(programs, modules, command)
-        return Prepared(plan, image, archive, f"{_APPEND} {plan.append}".strip())
+            busybox = find_busybox(wanted, self.cache)
+            archive = initramfs.build(busybox, programs, modules, command)
+        append = f"console={machine.console} {_APPEND} {plan.append}".strip()
+        return Prepared(plan, machine, image, archive, append)
 
     def boot(self, prepared: Prepared) -> Guest:
         """A guest for a plan, not yet started."""
         return Guest(
+            prepared.machine,
             vmlinuz=prepared.image.vmlinuz,
             initramfs=prepared.archive,
             append=prepared.append,
@@ -117,7 +126,7 @@ class Lab:
             "guest": {
                 "memory": plan.memory,
                 "cpus": plan.cpus,
-                "qemu": qemu_version(),
+                "qemu": qemu_version(prepared.machine),
                 "accelerator": self.accelerator,
                 "append": prepared.append,
                 "witness": word_options(plan),
@@ -139,7 +148,20 @@ class Lab:
             self.say(f"{plan.name}: dumped {size:.0f} MB in {time.monotonic() - begun:.1f} s")
 
         self.run(prepared, work)
-        return self.describe(prepared, command, words[-1])
+        made = self.describe(prepared, command, words[-1])
+        self._write_map(prepared, made, core)
+        return made
+
+    # Where the dump does not tell the kernel's symbols.
+    def _write_map(self, prepared: Prepared, made: dict[str, Any], core: Path) -> None:
+        path = core.with_suffix(".map")
+        path.unlink(missing_ok=True)
+        wanted = kernel(prepared.plan.kernel)
+        if wanted.symbols == "guest":
+            write_map(made["word"]["symbols"], path)
+        elif wanted.symbols == "package":
+            self.say(f"{prepared.plan.name}: System.map of {prepared.image.debug_package}")
+            write_map(fetch_system_map(wanted, self.cache), path)
 
     def capture(self, plan: Plan, keep_core: Path | None) -> None:
         """Make fixtures/NAME.core.xz and fixtures/NAME.json from nothing."""
@@ -159,6 +181,7 @@ class Lab:
         manifest.write(made, self.fixtures / f"{plan.name}.json")
         if keep_core is None:
             core.unlink()
+            core.with_suffix(".map").unlink(missing_ok=True)
         self.say(f"Wrote {snapshot} ({snapshot.stat().st_size / 1000:.0f} kB) and its .json")
 
     # The snapshot is the package's work, and its command line is all that the lab knows of it.
@@ -167,10 +190,16 @@ class Lab:
         partial = self.fixtures / f".{plan.name}.partial.core.xz"
         self.fixtures.mkdir(exist_ok=True)
         partial.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "anonvma_inspect", "-c", str(core), "snapshot", "-o"]
+        command = [sys.executable, "-m", "anonvma_inspect", "-c", str(core)]
+        symbols = core.with_suffix(".map")
+        if symbols.is_file():
+            command += ["--system-map", str(symbols)]
         try:
             result = subprocess.run(
-                [*command, str(partial)], capture_output=True, text=True, check=False
+                [*command, "snapshot", "-o", str(partial)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if result.returncode or not partial.is_file():
                 complaint = result.stderr.strip()[-2000:]

@@ -11,21 +11,31 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import GuestError
+from .machines import Machine
 from .qmp import Qmp
 
 __all__ = ("Guest", "qemu_version")
-
-_QEMU = "qemu-system-x86_64"
 
 # States of the virtual machine out of which it does not come by itself.
 _DEAD = ("internal-error", "guest-panicked", "shutdown", "io-error")
 
 
-def qemu_version() -> str:
+def qemu_version(machine: Machine) -> str:
     """The version number that QEMU gives itself."""
-    result = subprocess.run([_QEMU, "--version"], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [machine.qemu, "--version"], capture_output=True, text=True, check=False
+    )
     match = re.search(r"version (\S+)", result.stdout)
     return match.group(1) if match else "unknown"
+
+
+def _word_port(machine: Machine, word: Path) -> list[str]:
+    if machine.word_device is None:
+        return ["-serial", f"file:{word}"]
+    return [
+        *("-chardev", f"file,id=word,path={word}"),
+        *("-device", f"{machine.word_device},chardev=word"),
+    ]
 
 
 class Guest:
@@ -36,6 +46,7 @@ class Guest:
 
     def __init__(
         self,
+        machine: Machine,
         *,
         vmlinuz: Path,
         initramfs: bytes,
@@ -55,7 +66,8 @@ class Guest:
         self._word.write_bytes(b"")
         socket = self._scratch / "qmp"
         self._arguments = [
-            *(_QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *(machine.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *machine.arguments,
             *("-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator),
             # TCG's default CPU lacks instructions that ordinary programs are compiled for.
             *("-cpu", "max" if accelerator == "tcg" else "host"),
@@ -64,7 +76,8 @@ class Guest:
             *("-device", "vmcoreinfo"),
             *("-kernel", str(vmlinuz), "-initrd", str(self._scratch / "initramfs")),
             *("-append", append),
-            *("-serial", f"file:{console}", "-serial", f"file:{self._word}"),
+            *("-serial", f"file:{console}"),
+            *_word_port(machine, self._word),
             *("-qmp", f"unix:{socket},server=on,wait=off"),
         ]
         self._process: subprocess.Popen[bytes] | None = None

@@ -6,17 +6,15 @@ four bytes. Writing it ourselves takes no program, and no root for the device no
 
 from __future__ import annotations
 
-import gzip
-import lzma
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .errors import LabError
+from .modules import read_module
 from .programs import HERE
-from .system import BUSYBOX
+from .symbols import NAMES
 
-__all__ = ("Archive", "build", "read_module")
+__all__ = ("Archive", "build")
 
 
 def _padded(data: bytes) -> bytes:
@@ -56,30 +54,21 @@ class Archive:
         return b"".join(self._parts)
 
 
-def read_module(path: Path) -> bytes:
-    """A kernel module's ELF file, whichever way the package compresses it."""
-    data = path.read_bytes()
-    if path.suffix == ".xz":
-        return lzma.decompress(data)
-    if path.suffix == ".gz":
-        return gzip.decompress(data)
-    if path.suffix != ".ko":
-        raise LabError(f"The module {path.name} is compressed in a way the lab does not know.")
-    return data
-
-
-def build(programs: Mapping[str, Path], modules: Sequence[Path], command: Sequence[str]) -> bytes:
+def build(
+    busybox: Path, programs: Mapping[str, Path], modules: Sequence[Path], command: Sequence[str]
+) -> bytes:
     """The archive: busybox, our init, the programs in /lab, and the witness's arguments."""
     archive = Archive()
     for name in ("bin", "dev", "proc", "sys", "lab", "modules", "tmp"):
         archive.directory(name)
     archive.character_device("dev/console", 5, 1)
-    archive.file("bin/busybox", BUSYBOX.read_bytes(), 0o755)
+    archive.file("bin/busybox", busybox.read_bytes(), 0o755)
     archive.file("init", (HERE / "guest" / "init").read_bytes(), 0o755)
     for name, path in sorted(programs.items()):
         archive.file(f"lab/{name}", path.read_bytes(), 0o755)
     for number, module in enumerate(modules):
         name = module.name.partition(".")[0]
         archive.file(f"modules/{number:02}-{name}.ko", read_module(module))
+    archive.file("lab/symbols", ("\n".join(["", *NAMES, ""])).encode())
     archive.file("lab/command", (" ".join(command) + "\n").encode())
     return archive.finish()

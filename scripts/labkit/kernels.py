@@ -4,41 +4,72 @@ from __future__ import annotations
 
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .apt import Apt, Package, extract, newest, unpack
 from .cache import locked
 from .errors import LabError
+from .suites import other_suites
+from .symbols import pick
 
-__all__ = ("KERNELS", "Kernel", "KernelImage", "config_facts", "fetch", "fetch_debuginfo", "kernel")
+__all__ = (
+    "KERNELS",
+    "Kernel",
+    "KernelImage",
+    "config_facts",
+    "fetch",
+    "fetch_debuginfo",
+    "fetch_system_map",
+    "kernel",
+)
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A line of kernels, of which the newest package is taken.
-
-    ``suite`` is None for the suites that the machine itself is set up with.
-    """
+    """A line of kernels, of which the newest package is taken."""
 
     name: str
+    #: The whole name of the package that holds the kernel's image.
     pattern: str
     architecture: str = "amd64"
-    suite: str | None = None
-    #: Modules that the guest needs, in the order in which they are loaded.
+    #: Debian suites; none for those that the machine itself is set up with.
+    suites: tuple[str, ...] = ()
+    #: Where the kernel's symbols are: ``dump`` for the dump itself; ``guest`` for the guest's own
+    #: ``/proc/kallsyms``, where VMCOREINFO does not tell (before 6.0); ``package`` for the
+    #: System.map of the package with the debug symbols, where kallsyms has no data symbols.
+    symbols: str = "dump"
+    #: Modules that the guest needs; what they need themselves is found out.
     modules: tuple[str, ...] = ("qemu_fw_cfg",)
 
-    def apt(self) -> Apt:
-        if self.suite is not None:
-            raise LabError(f"Kernel {self.name} is in another suite ({self.suite}): not yet here.")
-        return Apt()
+    def apt(self, cache: Path) -> Apt:
+        """apt, so set up that it knows this kernel."""
+        return other_suites(cache, self.suites, self.architecture) if self.suites else Apt()
 
 
 KERNELS = {
     kernel.name: kernel
     for kernel in (
+        Kernel(
+            "5.10",
+            r"linux-image-5\.10\.0-\d+-cloud-amd64",
+            suites=("bullseye",),
+            symbols="guest",
+        ),
         Kernel("6.1", r"linux-image-6\.1\.0-\d+-cloud-amd64"),
         Kernel("6.12", r"linux-image-6\.12\.\d+\+deb\d+-cloud-amd64"),
+        Kernel("6.12-rt", r"linux-image-6\.12\.\d+\+deb\d+-rt-amd64"),
+        # From 7.0 on the package of the image is signed apart, and its parts are packages.
+        Kernel(
+            "7.2",
+            r"linux-binary-7\.2\.\d+\+deb\d+-cloud-amd64",
+            suites=("trixie-backports", "sid"),
+        ),
+        Kernel(
+            "7.3",
+            r"linux-binary-7\.3\.\d+\+deb\d+-cloud-amd64",
+            suites=("trixie-backports", "sid"),
+        ),
     )
 }
 
@@ -52,19 +83,17 @@ class KernelImage:
     root: Path
 
     @property
+    def debug_package(self) -> str:
+        """Name of the package with the debug symbols."""
+        return f"linux-image-{self.release}-dbg"
+
+    @property
     def vmlinuz(self) -> Path:
         return _one(self.root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
 
     @property
     def config(self) -> Path:
         return _one(self.root, "boot/config-*", "usr/lib/modules/*/config")
-
-    def module(self, name: str) -> Path:
-        return _one(
-            self.root,
-            f"lib/modules/*/kernel/**/{name}.ko*",
-            f"usr/lib/modules/*/kernel/**/{name}.ko*",
-        )
 
 
 def _one(root: Path, *patterns: str) -> Path:
@@ -83,20 +112,24 @@ def kernel(name: str) -> Kernel:
         raise LabError(f"No kernel is called {name!r}; there are {', '.join(KERNELS)}.") from None
 
 
-def _resolve(wanted: Kernel, pattern: str) -> tuple[Apt, Package]:
-    apt = wanted.apt()
+def _resolve(wanted: Kernel, pattern: str, cache: Path) -> tuple[Apt, Package]:
+    apt = wanted.apt(cache)
     package = newest(apt.find(pattern, wanted.architecture))
     if package is None:
+        advice = (
+            f"The suites looked through are {', '.join(wanted.suites)}."
+            if wanted.suites
+            else "Run 'apt-get update'; if that does not help, this machine's suites lack it."
+        )
         raise LabError(
-            f"apt knows no package that matches {pattern} ({wanted.architecture}). "
-            "Run 'apt-get update'; if that does not help, this machine's suites do not have it."
+            f"apt knows no package that matches {pattern} ({wanted.architecture}). {advice}"
         )
     return apt, package
 
 
 def fetch(wanted: Kernel, cache: Path) -> KernelImage:
     """Download and unpack the newest package of a kernel, unless the cache has it."""
-    apt, package = _resolve(wanted, wanted.pattern)
+    apt, package = _resolve(wanted, wanted.pattern, cache)
     root = cache / "kernels" / f"{package.name}_{package.version.replace(':', '_')}"
     with locked(cache, "kernels"):
         _fetch(apt, package, root)
@@ -104,15 +137,34 @@ def fetch(wanted: Kernel, cache: Path) -> KernelImage:
     return KernelImage(package, release, root)
 
 
+# What linux-image was until 6.18 or so, newer kernels have in three packages.
+def _parts(package: Package) -> list[Package]:
+    if not package.name.startswith("linux-binary-"):
+        return [package]
+    rest = package.name.removeprefix("linux-binary-")
+    return [replace(package, name=f"linux-{part}-{rest}") for part in ("binary", "base", "modules")]
+
+
 def _fetch(apt: Apt, package: Package, root: Path) -> None:
     if not root.is_dir():
         root.parent.mkdir(parents=True, exist_ok=True)
-        deb = apt.download(package, root.parent)
         partial = root.with_name(root.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        unpack(deb, partial)
-        deb.unlink()
+        for part in _parts(package):
+            deb = apt.download(part, root.parent)
+            unpack(deb, partial)
+            deb.unlink()
         partial.rename(root)
+
+
+def fetch_system_map(wanted: Kernel, cache: Path) -> list[str]:
+    """The symbols that the lab wants, out of the System.map of the same build; some 300 MB."""
+    image = fetch(wanted, cache)
+    target = cache / "debuginfo" / f"System.map-{image.release}-{image.package.version}"
+    with locked(cache, "debuginfo"):
+        if not target.is_file():
+            _fetch_debug_file(wanted, image, cache, "System.map", target)
+    return pick(target.read_text().splitlines())
 
 
 def fetch_debuginfo(wanted: Kernel, cache: Path) -> Path:
@@ -121,24 +173,26 @@ def fetch_debuginfo(wanted: Kernel, cache: Path) -> Path:
     target = cache / "debuginfo" / f"vmlinux-{image.release}-{image.package.version}"
     with locked(cache, "debuginfo"):
         if not target.is_file():
-            apt, package = _resolve(wanted, re.escape(image.package.name + "-dbg"))
-            if package.version != image.package.version:
-                raise LabError(
-                    f"{package.name} is {package.version}, the kernel {image.package.version}: "
-                    "these suites do not have the debug symbols of this build."
-                )
-            _fetch_debuginfo(apt, package, target)
+            _fetch_debug_file(wanted, image, cache, "vmlinux", target)
     return target
 
 
-def _fetch_debuginfo(apt: Apt, package: Package, target: Path) -> None:
+def _fetch_debug_file(
+    wanted: Kernel, image: KernelImage, cache: Path, name: str, target: Path
+) -> None:
+    apt, package = _resolve(wanted, re.escape(image.debug_package), cache)
+    if package.version != image.package.version:
+        raise LabError(
+            f"{package.name} is {package.version}, the kernel {image.package.version}: "
+            "these suites do not have the debug symbols of this build."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     deb = apt.download(package, target.parent)
     partial = target.parent / "partial"
     shutil.rmtree(partial, ignore_errors=True)
-    extract(deb, partial, "*/vmlinux-*")
+    extract(deb, partial, f"*/{name}*")
     deb.unlink()
-    _one(partial, "usr/lib/debug/boot/vmlinux-*", "usr/lib/debug/**/vmlinux*").rename(target)
+    _one(partial, f"usr/lib/debug/boot/{name}-*", f"usr/lib/debug/**/{name}*").rename(target)
     shutil.rmtree(partial)
 
 

@@ -36,13 +36,16 @@ def _describe_process(process: Process) -> dict[str, Any]:
 
 def describe_word(word: Word) -> dict[str, Any]:
     """The word as the manifest holds it."""
-    return {
+    described: dict[str, Any] = {
         "facts": dict(sorted(word.facts.items())),
         "slabinfo": word.slabinfo,
         "slab": {cache: dict(sorted(word.slab[cache].items())) for cache in sorted(word.slab)},
         "log": word.log,
         "processes": [_describe_process(process) for process in word.processes],
     }
+    if word.symbols:
+        described["symbols"] = word.symbols
+    return described
 
 
 def sha256(path: Path) -> str:

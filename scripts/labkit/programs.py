@@ -15,7 +15,7 @@ WORKLOADS = tuple(sorted(path.stem for path in (HERE / "workloads").glob("*.c"))
 _FLAGS = ("-std=gnu11", "-O1", "-static", "-pthread", "-Wall", "-Wextra", "-Werror", "-s")
 
 
-def compile_program(name: str, output: Path, compiler: str = "gcc") -> Path:
+def compile_program(name: str, output: Path, compiler: str) -> Path:
     """Compile a workload, or the witness, to `output`."""
     source = HERE / ("guest" if name == "witness" else "workloads") / f"{name}.c"
     if not source.is_file():

@@ -68,7 +68,8 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
 
 def word_options(plan: Plan) -> list[str]:
     """The witness's own arguments for a plan."""
-    options = {"smaps": plan.smaps, "shrink": plan.shrink}
+    symbols = KERNELS[plan.kernel].symbols == "guest"
+    options = {"smaps": plan.smaps, "shrink": plan.shrink, "symbols": symbols}
     return [f"{name}=1" for name, wanted in options.items() if wanted]
 
 

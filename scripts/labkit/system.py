@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import LabError
+from .machines import Machine
 
 __all__ = ("BUSYBOX", "Need", "for_capture", "for_packages", "require")
 
@@ -42,14 +43,14 @@ def for_packages() -> list[Need]:
     return [Need("apt-get", "apt"), Need("dpkg-deb", "dpkg"), Need("tar", "tar")]
 
 
-def for_capture() -> list[Need]:
+def for_capture(machine: Machine) -> list[Need]:
     """What building and running a guest takes."""
     return [
         *for_packages(),
-        Need("qemu-system-x86_64", "qemu-system-x86"),
-        _StaticBusybox("busybox", "busybox-static"),
-        Need("gcc", "gcc"),
-        Need("libc.a", "libc6-dev", file_pattern="usr/lib/*-linux-gnu/libc.a"),
+        Need(machine.qemu, machine.qemu_package),
+        *([_StaticBusybox("busybox", "busybox-static")] if machine.architecture == "amd64" else []),
+        Need(machine.compiler, machine.compiler_package),
+        Need("libc.a", machine.libc_package, file_pattern=machine.libc_pattern),
     ]
 
 

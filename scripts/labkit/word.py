@@ -54,6 +54,8 @@ class Word:
     #: Cache, then figure: files of /sys/kernel/slab.
     slab: dict[str, dict[str, str]] = field(default_factory=dict)
     log: list[Event] = field(default_factory=list)
+    #: Lines of /proc/kallsyms, if asked for.
+    symbols: list[str] = field(default_factory=list)
 
 
 def checksum(data: bytes) -> int:
@@ -151,6 +153,8 @@ def parse_word(data: bytes) -> Word:
             ]
         elif kind == "log":
             word.log = [parse_event(line) for line in text.splitlines()]
+        elif kind == "symbols":
+            word.symbols = text.splitlines()
         elif kind == "stat":
             process = _process(int(key), text)
             process.comm = _text(texts.get(("comm", key), b"\n"))[:-1]

@@ -3,7 +3,7 @@
  * Process 1 of a lab guest: starts the workload, reaps, and when the workload is ready and all
  * processes sleep, takes the guest's own word for what is there, from /proc and /sys alone.
  *
- *     witness [smaps=1] [shrink=1] [word=0] WORKLOAD [ARGUMENT]...
+ *     witness [smaps=1] [shrink=1] [symbols=1] [word=0] WORKLOAD [ARGUMENT]...
  *
  * The word must describe the memory that is dumped right after, so taking it changes no mapping:
  * no process starts, buffers are static and were written to before, nothing is allocated.
@@ -30,7 +30,11 @@
 #include <termios.h>
 #include <unistd.h>
 
+#if defined(__aarch64__)
+#define WORD_PORT "/dev/ttyS0" /* the console is ttyAMA0 */
+#else
 #define WORD_PORT "/dev/ttyS1"
+#endif
 #define LOG_FD 3 /* where the workload writes its log */
 #define MAX_PIDS 8192
 #define KTHREAD_FLAG 0x00200000ul /* PF_KTHREAD, in the ninth field of /proc/PID/stat */
@@ -101,8 +105,9 @@ static int send_file(const char *kind, const char *key, const char *path)
     return 1;
 }
 
-/* Of smaps, the header line, what is anonymous and the flags: the rest is not about mappings. */
-static void send_smaps(const char *key, const char *path)
+/* Those lines of a file that `wanted` picks. */
+static void send_lines(const char *kind, const char *key, const char *path,
+                       int (*wanted)(const char *line, size_t length))
 {
     int file = open(path, O_RDONLY | O_CLOEXEC);
     size_t held = 0;
@@ -117,9 +122,8 @@ static void send_smaps(const char *key, const char *path)
         while ((end = memchr(line, '\n', left))) {
             size_t length = end + 1 - line;
 
-            if (!memcmp(line, "Anonymous:", length < 10 ? length : 10) ||
-                !memcmp(line, "VmFlags:", length < 8 ? length : 8))
-                send_record("smaps", key, line, length);
+            if (wanted(line, length))
+                send_record(kind, key, line, length);
             line += length;
             left -= length;
         }
@@ -127,6 +131,44 @@ static void send_smaps(const char *key, const char *path)
         held = left;
     }
     close(file);
+}
+
+static int starts_with(const char *line, size_t length, const char *start)
+{
+    return length >= strlen(start) && !memcmp(line, start, strlen(start));
+}
+
+/* Of smaps, what is anonymous and the flags: the rest is not about mappings. */
+static int is_about_mappings(const char *line, size_t length)
+{
+    return starts_with(line, length, "Anonymous:") || starts_with(line, length, "VmFlags:");
+}
+
+/* Of kallsyms, the names in /lab/symbols (one a line, a newline before the first as well). */
+static int is_wanted_symbol(const char *line, size_t length)
+{
+    static char name[64];
+    const char *space = memrchr(line, ' ', length);
+    size_t size = length - (space ? space - line : 0);
+
+    if (!space || size >= sizeof(name) || line[length - 2] == ']') /* a module's */
+        return 0;
+    memcpy(name, space, size);
+    name[0] = '\n';
+    name[size] = 0;
+    return strstr(text, name) != NULL;
+}
+
+static void send_symbols(void)
+{
+    int file = open("/lab/symbols", O_RDONLY | O_CLOEXEC);
+    ssize_t got = file < 0 ? -1 : read(file, text, sizeof(text) - 1);
+
+    if (got <= 0)
+        fail("/lab/symbols");
+    text[got] = 0;
+    close(file);
+    send_lines("symbols", "-", "/proc/kallsyms", is_wanted_symbol);
 }
 
 static int compare(const void *left, const void *right)
@@ -262,7 +304,7 @@ static void send_process(int pid, int with_smaps)
         send_file("maps", key, path);
         if (with_smaps) {
             snprintf(path, sizeof(path), "%s/task/%d/smaps", directory, tids[i]);
-            send_smaps(key, path);
+            send_lines("smaps", key, path, is_about_mappings);
         }
         break;
     }
@@ -413,13 +455,15 @@ static void settle(void)
 
 int main(int argc, char **argv)
 {
-    int with_smaps = 0, shrink = 0, word = 1, first = 1, log, count;
+    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, first = 1, log, count;
 
     for (; first < argc && strchr(argv[first], '='); first++) {
         if (!strcmp(argv[first], "smaps=1"))
             with_smaps = 1;
         else if (!strcmp(argv[first], "shrink=1"))
             shrink = 1;
+        else if (!strcmp(argv[first], "symbols=1"))
+            symbols = 1;
         else if (!strcmp(argv[first], "word=0"))
             word = 0;
     }
@@ -432,6 +476,8 @@ int main(int argc, char **argv)
     memset(tids, 1, sizeof(tids));
     open_port();
     send_facts();
+    if (symbols)
+        send_symbols();
     log = start(argv + first);
     follow(log);
     if (!word)
