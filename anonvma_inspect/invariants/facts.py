@@ -204,18 +204,8 @@ class Facts:
         nodes = self.tables.nodes
         owned, linked = self.node_owned, self.node_linked
         agrees = owned | linked
-        # That its parent is NULL says little of what an rb_root leads to. If nothing below it is
-        # the tree's own, the AVC must be one beyond doubt, and rb_leftmost lead into the tree, too.
         weak = np.flatnonzero(~owned & linked & (nodes.parent == NO_ROW))
-        if len(weak):
-            count = len(self.tables.anon_vmas.address)
-            tree = nodes.anon_vma[weak]
-            doubtful = self.link_of_avc[nodes.avc[weak]] == NO_ROW
-            if self.era.has_leftmost:
-                first = self.tables.anon_vmas.rb_leftmost[nodes.anon_vma]
-                led = first == self.tables.avcs.rb_node[nodes.avc]
-                doubtful |= ~marked(count, nodes.anon_vma[led])[tree]
-            agrees[weak[doubtful & ~marked(count, nodes.anon_vma[owned])[tree]]] = False
+        agrees[weak[~self._supported(weak)]] = False
         if nodes.again.any():
             score = owned.astype(np.int64) + linked
             order = np.lexsort((nodes.again, -score, ~agrees, nodes.avc))
@@ -229,6 +219,21 @@ class Facts:
             agrees[below[lost]] = False
             below = below[~lost] if lost.any() else below[:0]
         return agrees
+
+    # That its parent is NULL says little of what an rb_root leads to: it must have a child that is
+    # the tree's own; or be on a list, and rb_leftmost lead to the first node of the same tree.
+    def _supported(self, top: RowColumn) -> BoolColumn:
+        tables = self.tables
+        nodes = tables.nodes
+        good = self.node_owned & self.node_linked
+        supported = self.link_of_avc[nodes.avc[top]] != NO_ROW
+        if self.era.has_leftmost and len(top):
+            tree = nodes.anon_vma[top]
+            first = nodes.avc[np.searchsorted(nodes.anon_vma, tree)]
+            supported &= tables.anon_vmas.rb_leftmost[tree] == tables.avcs.rb_node[first]
+        for child in (nodes.left[top], nodes.right[top]):
+            supported |= take(good, child, False)
+        return supported
 
     @cached_property
     def node_of_avc(self) -> RowColumn:

@@ -128,7 +128,8 @@ class Keys:
         page = np.uint64(self._facts.era.page_size)
         last: BoolColumn = self.stored[nodes] == vmas.vm_end[vma] // page - np.uint64(1)
         leaf = (avcs.rb_left[avc] == 0) & (avcs.rb_right[avc] == 0)
-        return last & leaf & (vmas.vm_file[vma] == 0)
+        last &= leaf & (vmas.vm_file[vma] == 0)
+        return last
 
     @cached_property
     def doubtful(self) -> BoolColumn:
