@@ -1,8 +1,8 @@
 """Captured kernels, each with the guest's own word for what is in it.
 
 They are the fixtures of the repository, and whatever a run of the lab left in the directory that
-the environment variable ``ANONVMA_CAPTURES`` names: there full dumps (``NAME.core``) and their
-manifests (``NAME.json``).
+the environment variable ``ANONVMA_CAPTURES`` names: there full dumps (``NAME.core``), their
+manifests (``NAME.json``) and, for kernels that do not tell their symbols, ``NAME.map``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Capture:
 
     @functools.cached_property
     def target(self) -> Target:
-        return open_target(TargetOptions(core=str(self.core)))
+        # The symbols of a kernel whose dump does not tell them.
+        system_map = self.manifest_path.with_suffix(".map")
+        beside = str(system_map) if system_map.exists() else None
+        return open_target(TargetOptions(core=str(self.core), system_map=beside))
 
     @functools.cached_property
     def tables(self) -> Tables:

@@ -174,6 +174,17 @@ def flip(bit: int) -> Callable[[Objects, int], int]:
     return lambda objects, old: old ^ (1 << bit)
 
 
+def tree_key(o: Objects) -> int:
+    """Since v7.3 anonymous trees have a key of their own."""
+    fields = o.tables.era.vma.fields
+    return o.vma_at(o.vma, "anon_pgoff_lo" if "anon_pgoff_lo" in fields else "vm_pgoff")
+
+
+def tree_of_vmas(o: Objects) -> int:
+    field = "ma_root" if "ma_root" in o.tables.era.mm else "mm_rb_node"
+    return o.mm_of(o.vma) + o.tables.era.mm.offset(field)
+
+
 WILD = 0xFFFF000012345678 & ~7
 POISON = 0xDEAD000000000122
 
@@ -265,7 +276,8 @@ CORRUPTIONS = [
     # vm_area_struct
     Corruption("vm_start beyond vm_end", vma("vm_start"), plus(1 << 40), "AV002", its_vma),
     Corruption("vm_start unaligned", vma("vm_start"), plus(8), "AV002", its_vma),
-    Corruption("vm_end one page up", vma("vm_end"), plus(4096), "AV002", its_vma),
+    # Before 6.1 the tree of VMAs has no range of its own to compare with.
+    Corruption("vm_end one page up", vma("vm_end"), plus(4096), "AV002 AV205", its_vma),
     Corruption("vm_end zero", vma("vm_end"), to(0), "AV002", its_vma),
     Corruption("vm_mm null", vma("vm_mm"), to(0), "AV001", its_vma),
     Corruption("vm_mm wild", vma("vm_mm"), to(WILD), "AV001", its_vma),
@@ -276,7 +288,7 @@ CORRUPTIONS = [
         "AV001",
         its_vma,
     ),
-    Corruption("vm_pgoff wraps", vma("vm_pgoff"), to(2**64 - 1), "AV204", its_vma),
+    Corruption("tree key wraps", tree_key, to(2**64 - 1), "AV204", its_vma),
     Corruption("anon_vma null", vma("anon_vma"), to(0), "AV105", its_vma),
     Corruption("anon_vma of another", vma("anon_vma"), other_active, "AV105", its_vma),
     Corruption("anon_vma wild", vma("anon_vma"), to(WILD), "AV105", its_vma),
@@ -415,8 +427,8 @@ CORRUPTIONS = [
         lambda o: {o.mm_of(o.vma)},
     ),
     Corruption(
-        "ma_root wild",
-        lambda o: o.mm_of(o.vma) + o.tables.era.mm.offset("ma_root"),
+        "tree of VMAs wild",
+        tree_of_vmas,
         to((WILD & ~0xFF) | 0xE),
         "AV002",
         lambda o: {o.mm_of(o.vma)},

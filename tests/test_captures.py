@@ -146,7 +146,11 @@ def test_counts_agree_with_slabinfo(capture: Capture) -> None:
     slack += int(slab.get("slabs_cpu_partial", "0").split("(")[0])
     reached = int(capture.tables.anon_vmas.reached.sum())
     assert reached <= active + (int(fenced[1]) if fenced else 0)
-    assert reached >= active - slack
+    # From 7.0 on free objects are kept in sheaves, whose number no file tells; a cache that was
+    # shrunk has none.
+    shrunk = "shrink=1" in capture.manifest["guest"]["witness"]
+    if shrunk or int(capture.target.release.split(".")[0]) < 7:
+        assert reached >= active - slack
 
 
 class ForkTree:
