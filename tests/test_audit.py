@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -474,3 +478,27 @@ def test_enough_words_are_changed() -> None:
     assert len(CORRUPTIONS) >= 30
     assert len({corruption.name for corruption in CORRUPTIONS}) == len(CORRUPTIONS)
     assert len(CORRUPTED) >= 1
+
+
+@pytest.mark.skipif(
+    "ANONVMA_VMLINUX" not in os.environ or "ANONVMA_CORE" not in os.environ,
+    reason="needs a dump and its vmlinux: ANONVMA_CORE, ANONVMA_VMLINUX",
+)
+def test_dwarf_gives_the_same_answer() -> None:
+    """Byte for byte, but for ``target``."""
+    core, vmlinux = os.environ["ANONVMA_CORE"], os.environ["ANONVMA_VMLINUX"]
+    answers = []
+    for options in ([], ["-s", vmlinux]):
+        ended = subprocess.run(
+            [sys.executable, "-m", "anonvma_inspect", "-c", core, *options]
+            + ["--format", "json", "audit"],
+            stdout=subprocess.PIPE,
+            check=True,
+        )
+        answer = json.loads(ended.stdout)
+        answers.append((answer.pop("target"), json.dumps(answer)))
+    (btf_target, from_btf), (dwarf_target, from_dwarf) = answers
+    assert from_btf == from_dwarf
+    assert btf_target.pop("layouts") == "btf"
+    assert dwarf_target.pop("layouts") == "dwarf"
+    assert btf_target == dwarf_target
