@@ -70,7 +70,7 @@ class Guest:
             *machine.arguments,
             *("-accel", "tcg,thread=multi" if accelerator == "tcg" else accelerator),
             # TCG's default CPU lacks instructions that ordinary programs are compiled for.
-            *("-cpu", "max" if accelerator == "tcg" else "host"),
+            *("-cpu", machine.cpu if accelerator == "tcg" else "host"),
             *("-m", str(memory), "-smp", str(cpus)),
             # With the guest's qemu_fw_cfg module, this is what brings VMCOREINFO into the dump.
             *("-device", "vmcoreinfo"),

@@ -59,6 +59,20 @@ KERNELS = {
         Kernel("6.1", r"linux-image-6\.1\.0-\d+-cloud-amd64"),
         Kernel("6.12", r"linux-image-6\.12\.\d+\+deb\d+-cloud-amd64"),
         Kernel("6.12-rt", r"linux-image-6\.12\.\d+\+deb\d+-rt-amd64"),
+        # Without KALLSYMS_ALL, as Debian's arm64 kernels were then; the next has it.
+        Kernel(
+            "6.1-arm64",
+            r"linux-image-6\.1\.0-\d+-cloud-arm64",
+            architecture="arm64",
+            suites=("bookworm",),
+            symbols="package",
+        ),
+        Kernel(
+            "6.12-arm64",
+            r"linux-image-6\.12\.\d+\+deb\d+-cloud-arm64",
+            architecture="arm64",
+            suites=("trixie",),
+        ),
         # From 7.0 on the package of the image is signed apart, and its parts are packages.
         Kernel(
             "7.2",
