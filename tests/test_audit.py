@@ -487,11 +487,11 @@ def test_enough_words_are_changed() -> None:
 def test_dwarf_gives_the_same_answer() -> None:
     """Byte for byte, but for ``target``."""
     core, vmlinux = os.environ["ANONVMA_CORE"], os.environ["ANONVMA_VMLINUX"]
+    words = ("--format", "json", "audit")
     answers = []
     for options in ([], ["-s", vmlinux]):
         ended = subprocess.run(
-            [sys.executable, "-m", "anonvma_inspect", "-c", core, *options]
-            + ["--format", "json", "audit"],
+            [sys.executable, "-m", "anonvma_inspect", "-c", core, *options, *words],
             stdout=subprocess.PIPE,
             check=True,
         )
