@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import drgn
+import numpy as np
 from drgn import Object, Program
 from drgn.helpers import ValidationError
 
@@ -25,6 +26,8 @@ from anonvma_inspect.collect import collect_from
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.invariants import catalogue
 from anonvma_inspect.invariants.base import Finding, Severity
+from anonvma_inspect.kernel.tags import strip_lock_mark
+from anonvma_inspect.tables import NO_ROW, Tables, find_rows
 from anonvma_inspect.target.program import target_of
 
 __all__ = ("AnonVmaValidationError", "validate_anon_vma", "validate_vma_anon")
@@ -106,12 +109,35 @@ def _validate(prog: Program, struct: str, address: int) -> None:
         # A stable sort: the rest stays in the order of the codes.
         findings.sort(key=lambda finding: finding.object_address != address)
         raise AnonVmaValidationError(findings, sum(result.total for result in errors))
+    if struct == "anon_vma":
+        _check_in_use(tables, address)
     for failure in audit.failures:
         raise RuntimeError(f"{failure.invariant.code}: {failure.reason}") from failure.error
     if not tables.complete:
         holes = tables.holes
         raise drgn.FaultError(
             f"could not read memory needed for struct {holes.needed_for[0]}", int(holes.address[0])
+        )
+
+
+# The rules are about what VMAs lead to. That nothing leads to this one is no contradiction in the
+# family, but what it is then must be asked: one that reclaim or migration still holds has an empty
+# tree, a count and a root; a free one has no count, and anything else is no anon_vma.
+def _check_in_use(tables: Tables, address: int) -> None:
+    anon_vmas = tables.anon_vmas
+    row = int(find_rows(anon_vmas.address, np.array([address], dtype=np.uint64))[0])
+    if row == NO_ROW or anon_vmas.reached[row]:
+        return
+    root = int(anon_vmas.root_row[row])
+    held = (
+        strip_lock_mark(int(anon_vmas.rb_root[row])) == 0
+        and anon_vmas.refcount[row] > 0
+        and root != NO_ROW
+        and anon_vmas.root_row[root] == root
+    )
+    if not held:
+        raise ValidationError(
+            f"no VMA leads to {address:#x}: a struct anon_vma that is free, or none at all"
         )
 
 
