@@ -46,9 +46,14 @@ class Vma:
 
 
 class Model:
-    """The rules of reuse and of parents, in force since the counts were split (6.0)."""
+    """The rules of reuse and of parents, in force since the counts were split (6.0).
 
-    def __init__(self, log: list[Any]) -> None:
+    :param clones_forwards: From 7.0 on a chain is cloned from its first entry on; before, from its
+        last.
+    """
+
+    def __init__(self, log: list[Any], *, clones_forwards: bool) -> None:
+        self.clones_forwards = clones_forwards
         self.pid: dict[int, int] = {}
         self.base: dict[int, tuple[int, int]] = {}
         self.vmas: dict[int, dict[int, Vma]] = {}
@@ -106,9 +111,10 @@ class Model:
     def _copy(self, source: Vma) -> Vma:
         if source.active is None:
             return Vma()
-        copy = Vma(chain=list(source.chain))
-        # The oldest first: the first without VMAs of its own and with at most one child.
-        for anon_vma in reversed(copy.chain):
+        copy = Vma()
+        # The first one met without VMAs of its own and with at most one child is used again.
+        for anon_vma in source.chain if self.clones_forwards else reversed(source.chain):
+            copy.chain.insert(0, anon_vma)
             anon_vma.members += 1
             if copy.active is None and anon_vma.children < 2 and anon_vma.active == 0:
                 anon_vma.reused = True
@@ -127,7 +133,8 @@ FORKCHAINS = [capture for capture in CAPTURES if capture.manifest["workload"] ==
 @pytest.mark.parametrize("capture", FORKCHAINS, ids=lambda capture: capture.name)
 def test_forkchain_is_what_the_rules_make_of_the_log(capture: Capture) -> None:
     tables = capture.tables
-    model = Model(capture.manifest["word"]["log"])
+    forwards = int(capture.target.release.split(".")[0]) >= 7
+    model = Model(capture.manifest["word"]["log"], clones_forwards=forwards)
     row_of: dict[AnonVma, int] = {}
 
     # Each VMA's chain, in order, is the model's, through one map from model to rows.
