@@ -16,10 +16,13 @@ from anonvma_inspect.invariants.base import (
 from anonvma_inspect.invariants.columns import marked, take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.lists import LIST_POISON
-from anonvma_inspect.tables import NO_ROW, ChainEnd, PointerState, RowColumn
+from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, PointerState, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("INVARIANTS",)
+
+# Up to so many entries, those of a chain are compared each with each.
+_SHORT_CHAIN = 12
 
 
 def _check_chain_links(facts: Facts) -> Verdict:
@@ -88,11 +91,7 @@ def _check_chain_duplicate(facts: Facts) -> Verdict:
     # * No two AVCs on a list lead to the same anon_vma.
     tables = facts.tables
     links = tables.links
-    known = np.flatnonzero(facts.link_anon_vma != NO_ROW)
-    keys = facts.pair_key(links.vma[known], facts.link_anon_vma[known])
-    in_order = np.sort(keys)
-    repeated = in_order[:-1][in_order[1:] == in_order[:-1]]
-    rows = known[np.isin(keys, repeated)] if len(repeated) else known[:0]
+    rows = _repeated(links.vma, facts.link_anon_vma, tables.vmas.chain_length)
     # Of those that share an anon_vma, one that is not in its tree has the wrong word; else the
     # ones behind the first are too many.
     avc = links.avc[rows]
@@ -120,6 +119,26 @@ def _check_chain_duplicate(facts: Facts) -> Verdict:
     )
 
 
+# Entries whose anon_vma some other entry of the chain has, too.
+def _repeated(vma: RowColumn, anon_vma: RowColumn, length: I64Column) -> RowColumn:
+    # Sorting all of them takes far longer than comparing each with the few that stand before it.
+    found = np.zeros(len(vma), dtype=bool)
+    longest = int(length.max()) if len(length) else 0
+    for distance in range(1, min(longest, _SHORT_CHAIN)):
+        same = (anon_vma[distance:] == anon_vma[:-distance]) & (vma[distance:] == vma[:-distance])
+        found[distance:] |= same
+        found[:-distance] |= same
+    found &= anon_vma != NO_ROW
+    if longest <= _SHORT_CHAIN:
+        return np.flatnonzero(found)
+    long = np.flatnonzero((length > _SHORT_CHAIN)[vma] & (anon_vma != NO_ROW))
+    order = long[np.lexsort((anon_vma[long], vma[long]))]
+    same = (vma[order[1:]] == vma[order[:-1]]) & (anon_vma[order[1:]] == anon_vma[order[:-1]])
+    found[order[1:][same]] = True
+    found[order[:-1][same]] = True
+    return np.flatnonzero(found)
+
+
 def _check_chain_root(facts: Facts) -> Verdict:
     # * All anon_vmas of a chain have one root.
     # * That root is in the chain.
@@ -134,31 +153,30 @@ def _check_chain_root(facts: Facts) -> Verdict:
     return Verdict(chains, groups)
 
 
-def _first_by_vma(facts: Facts, which: BoolColumn) -> RowColumn:
-    # The anon_vma of the first entry of each chain for which something holds.
-    links = facts.tables.links
-    rows = np.flatnonzero(which)[::-1]
-    first = np.full(len(facts.tables.vmas.address), NO_ROW, dtype=np.int64)
-    first[links.vma[rows]] = facts.link_anon_vma[rows]
-    return first
-
-
 def _check_one_root(facts: Facts) -> list[Violations]:
     tables = facts.tables
-    links, vmas, anon_vmas = tables.links, tables.vmas, tables.anon_vmas
+    vmas, anon_vmas = tables.vmas, tables.anon_vmas
     itself = np.arange(len(anon_vmas.address))
     own_root = facts.root_row == itself
     # What the parent pointer says of being a root, if there is one.
     own_parent = facts.parent_row == itself if facts.era.has_parent else own_root
-    member = facts.link_anon_vma
-    known = member != NO_ROW
-    certain = known & facts.link_certain
+    links = _links_to_judge(facts, own_root & own_parent)
+    chain, member = tables.links.vma[links], facts.link_anon_vma[links]
+    certain = facts.link_certain[links] & (member != NO_ROW)
+
+    def first_by_chain(which: BoolColumn) -> RowColumn:
+        # The anon_vma of the first entry of each chain for which something holds.
+        rows = np.flatnonzero(which)[::-1]
+        first = np.full(len(vmas.address), NO_ROW, dtype=np.int64)
+        first[chain[rows]] = member[rows]
+        return first
+
     # The root that a chain goes by: a member that is a root by both pointers, or by one.
     chosen = np.full(len(vmas.address), NO_ROW, dtype=np.int64)
     for is_root in (own_parent, own_root, own_root & own_parent):
-        found = _first_by_vma(facts, certain & take(is_root, member, False))
+        found = first_by_chain(certain & take(is_root, member, False))
         chosen = np.where(found != NO_ROW, found, chosen)
-    reference = chosen[links.vma]
+    reference = chosen[chain]
     judged = np.flatnonzero(certain & (reference != NO_ROW))
     wrong = judged[facts.root[member[judged]] != anon_vmas.address[reference[judged]]]
     # One wrong root shows in every chain that the anon_vma is in.
@@ -173,15 +191,14 @@ def _check_one_root(facts: Facts) -> list[Violations]:
             address_text(anon_vmas.root[rows]),
         )
     ]
-    # Chains without any root. One of an anon_vma alone is active in its only VMAs and must be its
-    # own root; one that has lost its root's AVC says so of the VMA.
-    doubtful = marked(len(vmas.address), links.vma[~certain])
-    bare = facts.chain_sound & (vmas.chain_length > 0) & (chosen == NO_ROW) & ~doubtful
-    member_of = _first_by_vma(facts, known)
-    alone = member_of[bare & (vmas.chain_length == 1)]
-    alone = np.unique(alone[alone != NO_ROW])
+    # Chains without any root. An anon_vma that is alone in a chain must be its own root; a chain of
+    # several that has lost its root's AVC says so of the VMA.
+    bare = marked(len(vmas.address), chain) & facts.chain_sound & (chosen == NO_ROW)
+    bare &= ~marked(len(vmas.address), chain[~certain])
+    member_of = first_by_chain(certain)
+    alone = np.unique(member_of[bare & (vmas.chain_length == 1)])
     lost = np.flatnonzero(bare & (vmas.chain_length > 1))
-    root_of = take(facts.root, member_of[lost], 0)
+    root_of = facts.root[member_of[lost]]
     groups += [
         facts.of_anon_vmas(
             "an anon_vma that is alone in its chain is not its own root",
@@ -199,6 +216,20 @@ def _check_one_root(facts: Facts) -> list[Violations]:
         ),
     ]
     return groups
+
+
+# Entries of those chains in which not all is plainly in order: every anon_vma known, of one root,
+# and that among them.
+def _links_to_judge(facts: Facts, is_root: BoolColumn) -> RowColumn:
+    links = facts.tables.links
+    member = facts.link_anon_vma
+    odd = ~facts.link_certain | (member == NO_ROW)
+    root = take(facts.root, member, 0)
+    odd[1:] |= (root[1:] != root[:-1]) & (links.vma[1:] == links.vma[:-1])
+    count = len(facts.tables.vmas.address)
+    fine = marked(count, links.vma[take(is_root, member, False)])
+    fine[links.vma[odd]] = False
+    return np.flatnonzero(~fine[links.vma])
 
 
 def _check_parents_in_chain(facts: Facts) -> list[Violations]:

@@ -76,13 +76,16 @@ def _uneven_trees(
     # Sorting small numbers of 16 bits is much faster.
     narrow = depth.astype(np.uint16) if len(depth) and int(depth.max()) < 2**16 else depth
     order = np.argsort(narrow, kind="stable")
-    bounds = np.flatnonzero(np.diff(depth[order])) + 1
+    by_depth = narrow[order]
+    bounds = np.flatnonzero(by_depth[1:] != by_depth[:-1]) + 1
     for level in np.split(order, bounds)[1:]:
         count[level] += count[parent[level]]
     end = np.flatnonzero(kept & ((left == NO_ROW) | (right == NO_ROW)))
     if not len(end):
         return end
-    first = np.flatnonzero(np.diff(tree[end], prepend=-1))
+    new = np.ones(len(end), dtype=bool)
+    new[1:] = tree[end[1:]] != tree[end[:-1]]
+    first = np.flatnonzero(new)
     differ = np.minimum.reduceat(count[end], first) != np.maximum.reduceat(count[end], first)
     uneven: RowColumn = tree[end[first[differ]]]
     return uneven

@@ -28,7 +28,9 @@ def marked(count: int, rows: RowColumn) -> BoolColumn:
 
 def take(column: NDArray[Scalar], rows: RowColumn, otherwise: int | bool) -> NDArray[Scalar]:
     """A column at some rows, which may be empty, with something else where there is NO_ROW."""
-    found = np.full(len(rows), otherwise, dtype=column.dtype)
-    there = rows != NO_ROW
-    found[there] = column[rows[there]]
+    if not len(column):
+        return np.full(len(rows), otherwise, dtype=column.dtype)
+    # NO_ROW picks the last element.
+    found = column[rows]
+    found[rows == NO_ROW] = otherwise
     return found

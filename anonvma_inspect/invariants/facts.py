@@ -142,10 +142,8 @@ class Facts:
     @cached_property
     def node_parent(self) -> U64Column:
         """Address of the ``rb`` of each node's parent in the tree, 0 for the tree's root."""
-        tables = self.tables
-        above = tables.nodes.parent
-        rb = tables.avcs.rb_node
-        return np.where(above == NO_ROW, np.uint64(0), rb[tables.nodes.avc[above]])
+        nodes = self.tables.nodes
+        return take(self.tables.avcs.rb_node[nodes.avc], nodes.parent, 0)
 
     @cached_property
     def node_linked(self) -> BoolColumn:
@@ -226,7 +224,7 @@ class Facts:
         tables = self.tables
         nodes = tables.nodes
         good = self.node_owned & self.node_linked
-        supported = self.link_of_avc[nodes.avc[top]] != NO_ROW
+        supported: BoolColumn = self.link_of_avc[nodes.avc[top]] != NO_ROW
         if self.era.has_leftmost and len(top):
             tree = nodes.anon_vma[top]
             first = nodes.avc[np.searchsorted(nodes.anon_vma, tree)]
@@ -360,6 +358,8 @@ class Facts:
         """Whether anon_vmas are in VMAs' chains; where a row is NO_ROW, they are not."""
         found = np.zeros(len(vma), dtype=bool)
         known = np.flatnonzero((vma != NO_ROW) & (anon_vma != NO_ROW))
+        if not len(known):
+            return found
         found[known] = find_rows(self.pair_keys, self.pair_key(vma[known], anon_vma[known])) >= 0
         return found
 

@@ -67,6 +67,8 @@ class Keys:
     @cached_property
     def _child(self) -> tuple[RowColumn, RowColumn]:
         nodes, real = self._facts.tables.nodes, self._facts.node_real
+        if real.all():
+            return nodes.left, nodes.right
         sides = []
         for child in (nodes.left, nodes.right):
             found = child.copy()
@@ -168,6 +170,8 @@ class Keys:
             low, high = (below, above) if is_left else (above, below)
             out = key[low] > key[high]
             first, second = np.append(first, low[out]), np.append(second, high[out])
+        if not len(first):
+            return first, key[first], key[first]
         # What stands before and behind the two, if they are neighbours.
         next_to = second == first + 1
         before, behind = first - 1, np.minimum(second + 1, count - 1)

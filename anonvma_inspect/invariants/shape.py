@@ -84,12 +84,15 @@ def find_wrong_pointers(facts: Facts) -> TreePointers:
     parents = [nodes.avc[above]]
     lefts = [nodes.left[above] == inner]
 
-    real_avc = nodes.avc[real]
-    for left, pointers in ((True, avcs.rb_left), (False, avcs.rb_right)):
-        pointer = pointers[real_avc]
-        there = np.flatnonzero(pointer)
-        wild = tables.space.wild(pointer[there] - rb_offset, facts.era.avc.size)
-        parents.append(real_avc[there[wild]])
+    # Pointers that led nowhere.
+    for left, child, pointers in (
+        (True, nodes.left, avcs.rb_left),
+        (False, nodes.right, avcs.rb_right),
+    ):
+        ends = nodes.avc[real & (child == NO_ROW)]
+        ends = ends[pointers[ends] != 0]
+        wild = tables.space.wild(pointers[ends] - rb_offset, facts.era.avc.size)
+        parents.append(ends[wild])
         lefts.append(np.full(int(np.count_nonzero(wild)), left))
     lost, gap, gap_is_left, hollow = _lost_children(facts)
     parents.append(gap)
@@ -99,7 +102,9 @@ def find_wrong_pointers(facts: Facts) -> TreePointers:
     parent, is_left = parent[first], is_left[first]
     damaged[facts.node_tree[facts.node_of_avc[parent]]] = True
 
-    there = np.flatnonzero(facts.believed & (facts.tree_pointer != 0))
+    there = facts.believed & (facts.tree_pointer != 0)
+    there[nodes.anon_vma] = False
+    there = np.flatnonzero(there)
     wild = tables.space.wild(facts.tree_pointer[there] - rb_offset, facts.era.avc.size)
     roots.append(there[wild])
     wrong_roots = np.unique(np.concatenate([*roots, hollow]))

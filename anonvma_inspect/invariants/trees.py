@@ -311,7 +311,9 @@ def _check_leftmost(facts: Facts) -> Verdict:
     full = full[says != full]
 
     # In the order of nodes, the first row of each tree.
-    top = np.flatnonzero(np.diff(nodes.anon_vma, prepend=-1))
+    new = np.ones(len(nodes.anon_vma), dtype=bool)
+    new[1:] = nodes.anon_vma[1:] != nodes.anon_vma[:-1]
+    top = np.flatnonzero(new)
     top = top[facts.node_real[top] & (avcs.rb_left[nodes.avc[top]] == 0)]
     top = top[judged[nodes.anon_vma[top]]]
     # A NULL that should lead on (AV203) ends nothing.
@@ -323,10 +325,9 @@ def _check_leftmost(facts: Facts) -> Verdict:
     wrong, first = tree[differs], first[differs]
 
     known = marked(len(anon_vmas.address), tree)
-    rest = judged & ~empty & ~known
-    pointer = leftmost - np.uint64(facts.era.avc.offset("rb"))
-    rest &= (leftmost == 0) | tables.space.wild(pointer, facts.era.avc.size)
-    unknown = np.flatnonzero(rest)
+    unknown = np.flatnonzero(judged & ~empty & ~known)
+    pointer = leftmost[unknown] - np.uint64(facts.era.avc.offset("rb"))
+    unknown = unknown[(leftmost[unknown] == 0) | tables.space.wild(pointer, facts.era.avc.size)]
     message = "rb_leftmost is not the first node of the tree"
     groups = [
         facts.of_anon_vmas(
