@@ -12,6 +12,7 @@ import click
 from . import manifest
 from .capture import Lab
 from .errors import LabError
+from .kdump import COMPRESSIONS, Filter, dump_names, kdump
 from .kernels import KERNELS, fetch_debuginfo, kernel
 from .programs import WORKLOADS
 from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
@@ -115,6 +116,50 @@ def dump(
     target = output.with_suffix(".json")
     manifest.write(made, target)
     _say(f"Wrote {output} and {target}")
+
+
+@cli.command("kdump")
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("workload")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option("-o", "--output", type=_NEW_FILE, required=True, help="The dump to write.")
+@click.option(
+    "--compression", type=click.Choice(list(COMPRESSIONS)), default="zlib", show_default=True
+)
+@click.option("--split", type=click.IntRange(1), default=1, help="Write so many files: FILE.1 ...")
+@click.option(
+    "-d", "--level", type=click.IntRange(0, 31), default=31, show_default=True, help="The filter."
+)
+@click.option("--smaps", is_flag=True, help="Also take VmFlags and anonymous sizes.")
+@click.option("--memory", type=int, default=256, show_default=True, help="MiB for the workload.")
+@click.option(
+    "--makedumpfile-suite",
+    metavar="SUITE",
+    help="Take makedumpfile from this Debian suite. [default: one that suits the kernel]",
+)
+@click.pass_obj
+def kdump_command(
+    lab: Lab,
+    kernel_name: str,
+    workload: str,
+    parameters: tuple[str, ...],
+    output: Path,
+    compression: str,
+    split: int,
+    level: int,
+    smaps: bool,
+    memory: int,
+    makedumpfile_suite: str | None,
+) -> None:
+    """Crash a guest; makedumpfile in its capture kernel writes the dump."""
+    kernel(kernel_name)
+    one = plan(output.stem, kernel_name, workload, parameters, smaps=smaps, memory=memory)
+    suites = None if makedumpfile_suite is None else (makedumpfile_suite,)
+    how = Filter(compression=compression, level=level, parts=split, suites=suites)
+    made = kdump(lab, one, how, output, shlex.join(["scripts/lab", *sys.argv[1:]]))
+    target = output.with_suffix(".json")
+    manifest.write(made, target)
+    _say(f"Wrote {', '.join(map(str, dump_names(output, split)))} and {target}")
 
 
 @cli.command()

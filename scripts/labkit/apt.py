@@ -67,6 +67,18 @@ class Apt:
                 found.append(Package(fields["Package"], fields["Version"], fields["Architecture"]))
         return found
 
+    def libraries(self, name: str, architecture: str) -> list[Package]:
+        """The libraries that a package depends on, and those that they depend on."""
+        kinds = ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")
+        options = [f"--no-{kind}" for kind in kinds]
+        text = run(["apt-cache", *self._options, "depends", "--recurse", *options, name])
+        names = re.findall(r"^((?:lib|zlib)[\w.+-]*)(?::\w+)?$", text, re.MULTILINE)
+        return [
+            package
+            for library in dict.fromkeys(names)
+            for package in self.find(re.escape(library), architecture)
+        ]
+
     def download(self, package: Package, directory: Path) -> Path:
         """Download exactly this package; return the file."""
         scratch = directory / f"download-{package.name}"

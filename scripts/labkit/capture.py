@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,10 @@ class Lab:
         self.accelerator = accelerator
         self.timeout = timeout
 
-    def prepare(self, plan: Plan, options: list[str]) -> Prepared:
-        """Fetch the kernel, compile the programs, build the initramfs."""
+    def prepare(
+        self, plan: Plan, options: list[str], files: Mapping[str, bytes] | None = None
+    ) -> Prepared:
+        """Fetch the kernel, compile the programs, build the initramfs with further files in it."""
         wanted = kernel(plan.kernel)
         machine = MACHINES[wanted.architecture]
         require(for_capture(machine))
@@ -73,11 +75,11 @@ class Lab:
                 for name in ("witness", plan.workload)
             }
             busybox = find_busybox(wanted, self.cache)
-            archive = initramfs.build(busybox, programs, modules, command)
+            archive = initramfs.build(busybox, programs, modules, command, files)
         append = f"console={machine.console} {_APPEND} {plan.append}".strip()
         return Prepared(plan, machine, image, archive, append)
 
-    def boot(self, prepared: Prepared) -> Guest:
+    def boot(self, prepared: Prepared, disk: Path | None = None) -> Guest:
         """A guest for a plan, not yet started."""
         return Guest(
             prepared.machine,
@@ -88,13 +90,16 @@ class Lab:
             memory=prepared.plan.memory,
             cpus=prepared.plan.cpus,
             accelerator=self.accelerator,
+            disk=disk,
         )
 
-    def run(self, prepared: Prepared, work: Callable[[Guest], None]) -> None:
+    def run(
+        self, prepared: Prepared, work: Callable[[Guest], None], disk: Path | None = None
+    ) -> None:
         """Boot, wait until the guest is ready, and do the work; KVM that dies gives way to TCG."""
         begun = time.monotonic()
         try:
-            with self.boot(prepared) as guest:
+            with self.boot(prepared, disk) as guest:
                 guest.wait(self.timeout)
                 self.say(f"{prepared.plan.name}: ready after {time.monotonic() - begun:.1f} s")
                 work(guest)
@@ -104,7 +109,7 @@ class Lab:
             first = str(error).splitlines()[0]
             self.say(f"{prepared.plan.name}: not under {self.accelerator}: {first} Trying TCG.")
             self.accelerator = "tcg"
-            self.run(prepared, work)
+            self.run(prepared, work, disk)
 
     def describe(self, prepared: Prepared, command: str, word: bytes) -> dict[str, Any]:
         """The manifest of a guest."""
@@ -149,11 +154,11 @@ class Lab:
 
         self.run(prepared, work)
         made = self.describe(prepared, command, words[-1])
-        self._write_map(prepared, made, core)
+        self.write_map(prepared, made, core)
         return made
 
-    # Where the dump does not tell the kernel's symbols.
-    def _write_map(self, prepared: Prepared, made: dict[str, Any], core: Path) -> None:
+    def write_map(self, prepared: Prepared, made: dict[str, Any], core: Path) -> None:
+        """Write the kernel's symbols beside the dump, where the dump does not tell them."""
         path = core.with_suffix(".map")
         path.unlink(missing_ok=True)
         wanted = kernel(prepared.plan.kernel)

@@ -38,6 +38,15 @@ def _word_port(machine: Machine, word: Path) -> list[str]:
     ]
 
 
+def _disk(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    return [
+        *("-drive", f"file={path},format=raw,if=none,id=disk"),
+        *("-device", "virtio-blk-pci,drive=disk"),
+    ]
+
+
 class Guest:
     """A running guest, as a context manager: on leaving it QEMU is dead.
 
@@ -55,6 +64,7 @@ class Guest:
         memory: int = 256,
         cpus: int = 2,
         accelerator: str = "tcg",
+        disk: Path | None = None,
     ) -> None:
         self.console = console
         self.accelerator = accelerator
@@ -78,6 +88,7 @@ class Guest:
             *("-append", append),
             *("-serial", f"file:{console}"),
             *_word_port(machine, self._word),
+            *_disk(disk),
             *("-qmp", f"unix:{socket},server=on,wait=off"),
         ]
         self._process: subprocess.Popen[bytes] | None = None

@@ -14,7 +14,7 @@ from .modules import read_module
 from .programs import HERE
 from .symbols import NAMES
 
-__all__ = ("Archive", "build")
+__all__ = ("Archive", "build", "build_capture")
 
 
 def _padded(data: bytes) -> bytes:
@@ -54,21 +54,48 @@ class Archive:
         return b"".join(self._parts)
 
 
-def build(
-    busybox: Path, programs: Mapping[str, Path], modules: Sequence[Path], command: Sequence[str]
-) -> bytes:
-    """The archive: busybox, our init, the programs in /lab, and the witness's arguments."""
+def _begin(busybox: Path, init: str, modules: Sequence[Path]) -> Archive:
     archive = Archive()
-    for name in ("bin", "dev", "proc", "sys", "lab", "modules", "tmp"):
+    for name in ("bin", "dev", "proc", "sys", "lab", "lab/crash", "modules", "tmp"):
         archive.directory(name)
     archive.character_device("dev/console", 5, 1)
     archive.file("bin/busybox", busybox.read_bytes(), 0o755)
-    archive.file("init", (HERE / "guest" / "init").read_bytes(), 0o755)
-    for name, path in sorted(programs.items()):
-        archive.file(f"lab/{name}", path.read_bytes(), 0o755)
+    archive.file("init", (HERE / "guest" / init).read_bytes(), 0o755)
     for number, module in enumerate(modules):
         name = module.name.partition(".")[0]
         archive.file(f"modules/{number:02}-{name}.ko", read_module(module))
+    return archive
+
+
+def build(
+    busybox: Path,
+    programs: Mapping[str, Path],
+    modules: Sequence[Path],
+    command: Sequence[str],
+    files: Mapping[str, bytes] | None = None,
+) -> bytes:
+    """The archive: busybox, our init, the programs in /lab, and the witness's arguments.
+
+    `files` are further ones, by their path.
+    """
+    archive = _begin(busybox, "init", modules)
+    for name, path in sorted(programs.items()):
+        archive.file(f"lab/{name}", path.read_bytes(), 0o755)
     archive.file("lab/symbols", ("\n".join(["", *NAMES, ""])).encode())
     archive.file("lab/command", (" ".join(command) + "\n").encode())
+    for name, content in (files or {}).items():
+        archive.file(name, content)
+    return archive.finish()
+
+
+def build_capture(
+    busybox: Path, modules: Sequence[Path], files: Mapping[str, Path], command: str
+) -> bytes:
+    """The archive of a capture kernel: busybox, makedumpfile's files, and its command line."""
+    archive = _begin(busybox, "capture-init", modules)
+    for name in ("lib", "lib64", "usr", "usr/bin"):
+        archive.directory(name)
+    for name, path in sorted(files.items()):
+        archive.file(name, path.read_bytes(), 0o755)
+    archive.file("lab/command", f"{command}\n".encode())
     return archive.finish()

@@ -39,6 +39,9 @@ class Kernel:
     #: ``/proc/kallsyms``, where VMCOREINFO does not tell (before 6.0); ``package`` for the
     #: System.map of the package with the debug symbols, where kallsyms has no data symbols.
     symbols: str = "dump"
+    #: Suites whose makedumpfile is right for this kernel; none for the machine's own. Debian 12's
+    #: 1.7.2 takes slabs for user pages from 6.2 on.
+    makedumpfile: tuple[str, ...] = ()
     #: Modules that the guest needs; what they need themselves is found out.
     modules: tuple[str, ...] = ("qemu_fw_cfg",)
 
@@ -57,8 +60,16 @@ KERNELS = {
             symbols="guest",
         ),
         Kernel("6.1", r"linux-image-6\.1\.0-\d+-cloud-amd64"),
-        Kernel("6.12", r"linux-image-6\.12\.\d+\+deb\d+-cloud-amd64"),
-        Kernel("6.12-rt", r"linux-image-6\.12\.\d+\+deb\d+-rt-amd64"),
+        Kernel(
+            "6.12",
+            r"linux-image-6\.12\.\d+\+deb\d+-cloud-amd64",
+            makedumpfile=("trixie",),
+        ),
+        Kernel(
+            "6.12-rt",
+            r"linux-image-6\.12\.\d+\+deb\d+-rt-amd64",
+            makedumpfile=("trixie",),
+        ),
         # Without KALLSYMS_ALL, as Debian's arm64 kernels were then; the next has it.
         Kernel(
             "6.1-arm64",
@@ -78,11 +89,13 @@ KERNELS = {
             "7.2",
             r"linux-binary-7\.2\.\d+\+deb\d+-cloud-amd64",
             suites=("trixie-backports", "sid"),
+            makedumpfile=("sid",),
         ),
         Kernel(
             "7.3",
             r"linux-binary-7\.3\.\d+\+deb\d+-cloud-amd64",
             suites=("trixie-backports", "sid"),
+            makedumpfile=("sid",),
         ),
     )
 }

@@ -3,7 +3,7 @@
  * Process 1 of a lab guest: starts the workload, reaps, and when the workload is ready and all
  * processes sleep, takes the guest's own word for what is there, from /proc and /sys alone.
  *
- *     witness [smaps=1] [shrink=1] [symbols=1] [word=0] WORKLOAD [ARGUMENT]...
+ *     witness [smaps=1] [shrink=1] [symbols=1] [word=0] [crash=1] WORKLOAD [ARGUMENT]...
  *
  * The word must describe the memory that is dumped right after, so taking it changes no mapping:
  * no process starts, buffers are static and were written to before, nothing is allocated.
@@ -15,10 +15,14 @@
  * Records of the same kind and key that follow each other are one text. The last record is
  * `@ end - 0`, then a line `# CHECKSUM` (FNV-1a, 32 bits, in hex) over all bytes before it.
  * The console then says LAB-DONE, or LAB-FAILED and why.
+ *
+ * With crash=1 it loads the capture kernel in /lab/crash before all else, and in the end the kernel
+ * is made to panic; LAB-DONE then is the capture kernel's to say.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/kexec.h>
 #include <poll.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -356,7 +360,36 @@ static void send_facts(void)
     send_file("fact", "randomize_va_space", "/proc/sys/kernel/randomize_va_space");
 }
 
-__attribute__((noreturn)) static void finish(void)
+/* The kernel that takes over when this one dies: /lab/crash holds it, its initramfs, its command. */
+static void load_capture_kernel(void)
+{
+    static char line[512];
+    int kernel = open("/lab/crash/vmlinuz", O_RDONLY | O_CLOEXEC);
+    int archive = open("/lab/crash/initramfs", O_RDONLY | O_CLOEXEC);
+    int command = open("/lab/crash/append", O_RDONLY | O_CLOEXEC);
+    ssize_t length = command < 0 ? -1 : read(command, line, sizeof(line) - 1);
+
+    if (kernel < 0 || archive < 0 || length < 0)
+        fail("opening the capture kernel");
+    line[length] = 0;
+    if (syscall(SYS_kexec_file_load, kernel, archive, length + 1, line, KEXEC_FILE_ON_CRASH))
+        fail("kexec_file_load (is there crashkernel= on the command line, and memory for it?)");
+    close(kernel);
+    close(archive);
+    close(command);
+}
+
+__attribute__((noreturn)) static void crash(void)
+{
+    int trigger = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+
+    if (trigger < 0 || write(trigger, "c", 1) < 0)
+        fail("/proc/sysrq-trigger");
+    for (;;)
+        pause();
+}
+
+__attribute__((noreturn)) static void finish(int then_crash)
 {
     char line[32];
 
@@ -364,6 +397,10 @@ __attribute__((noreturn)) static void finish(void)
     snprintf(line, sizeof(line), "# %08x\n", checksum);
     send_bytes(line, strlen(line));
     tcdrain(port);
+    if (then_crash) {
+        say("LAB-CRASH");
+        crash();
+    }
     say("LAB-DONE");
     for (;;)
         if (waitpid(-1, NULL, 0) < 0)
@@ -455,7 +492,8 @@ static void settle(void)
 
 int main(int argc, char **argv)
 {
-    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, first = 1, log, count;
+    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, with_crash = 0;
+    int first = 1, log, count;
 
     for (; first < argc && strchr(argv[first], '='); first++) {
         if (!strcmp(argv[first], "smaps=1"))
@@ -466,6 +504,8 @@ int main(int argc, char **argv)
             symbols = 1;
         else if (!strcmp(argv[first], "word=0"))
             word = 0;
+        else if (!strcmp(argv[first], "crash=1"))
+            with_crash = 1;
     }
     if (first >= argc)
         fail("no workload named");
@@ -475,13 +515,15 @@ int main(int argc, char **argv)
     memset(pids, 1, sizeof(pids));
     memset(tids, 1, sizeof(tids));
     open_port();
+    if (with_crash)
+        load_capture_kernel();
     send_facts();
     if (symbols)
         send_symbols();
     log = start(argv + first);
     follow(log);
     if (!word)
-        finish(); /* a storm: there is no state to describe */
+        finish(0); /* a storm: there is no state to describe */
     settle();
     if (shrink)
         shrink_caches();
@@ -489,5 +531,5 @@ int main(int argc, char **argv)
     for (int i = 0; i < count; i++)
         send_process(pids[i], with_smaps);
     send_slab();
-    finish();
+    finish(with_crash);
 }
