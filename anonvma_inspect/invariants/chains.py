@@ -16,7 +16,7 @@ from anonvma_inspect.invariants.base import (
 from anonvma_inspect.invariants.columns import marked, take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.lists import LIST_POISON
-from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, PointerState, RowColumn
+from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, PointerState, RowColumn, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("INVARIANTS",)
@@ -145,15 +145,15 @@ def _check_chain_root(facts: Facts) -> Verdict:
     # * The parent of each is in the chain.
     # The first is told of any entries that are known; that something is not in a chain only of
     # chains that are known as a whole.
-    groups = [
-        *_check_one_root(facts),
-        *(_check_parents_in_chain(facts) if facts.era.has_parent else ()),
-    ]
+    groups, rootless = _check_one_root(facts)
+    if facts.era.has_parent:
+        groups += _check_parents_in_chain(facts, rootless)
     chains = int(np.count_nonzero(facts.tables.vmas.chain_length))
     return Verdict(chains, groups)
 
 
-def _check_one_root(facts: Facts) -> list[Violations]:
+# Also the rows of the VMAs whose chains lack their root.
+def _check_one_root(facts: Facts) -> tuple[list[Violations], RowColumn]:
     tables = facts.tables
     vmas, anon_vmas = tables.vmas, tables.anon_vmas
     itself = np.arange(len(anon_vmas.address))
@@ -191,13 +191,16 @@ def _check_one_root(facts: Facts) -> list[Violations]:
             address_text(anon_vmas.root[rows]),
         )
     ]
-    # Chains without any root. An anon_vma that is alone in a chain must be its own root; a chain of
-    # several that has lost its root's AVC says so of the VMA.
+    # Chains without any root. An anon_vma that is alone in a chain and its own parent must be its
+    # own root; otherwise the chain has lost the root's AVC, which is said of the VMA.
     bare = marked(len(vmas.address), chain) & facts.chain_sound & (chosen == NO_ROW)
     bare &= ~marked(len(vmas.address), chain[~certain])
     member_of = first_by_chain(certain)
-    alone = np.unique(member_of[bare & (vmas.chain_length == 1)])
-    lost = np.flatnonzero(bare & (vmas.chain_length > 1))
+    single = bare & (vmas.chain_length == 1)
+    if facts.era.has_parent:
+        single &= take(own_parent, member_of, False)
+    alone = np.unique(member_of[single])
+    lost = np.flatnonzero(bare & ~single)
     root_of = facts.root[member_of[lost]]
     groups += [
         facts.of_anon_vmas(
@@ -215,7 +218,7 @@ def _check_one_root(facts: Facts) -> list[Violations]:
             always("not in the chain"),
         ),
     ]
-    return groups
+    return groups, lost
 
 
 # Entries of those chains in which not all is plainly in order: every anon_vma known, of one root,
@@ -232,8 +235,13 @@ def _links_to_judge(facts: Facts, is_root: BoolColumn) -> RowColumn:
     return np.flatnonzero(~fine[links.vma])
 
 
-def _check_parents_in_chain(facts: Facts) -> list[Violations]:
+def _check_parents_in_chain(facts: Facts, rootless: RowColumn) -> list[Violations]:
     of_child, of_vma, parent = facts.stray_parents
+    # That a root is missing was said.
+    parent_row = find_rows(facts.tables.anon_vmas.address, parent)
+    is_root = take(facts.root_row, parent_row, NO_ROW) == parent_row
+    said = is_root & (parent_row != NO_ROW) & np.isin(of_vma, rootless)
+    of_vma, parent = of_vma[~said], parent[~said]
     # A word that cannot be right in itself is AV302's.
     wild = facts.wild(facts.parent[of_child], facts.parent_row[of_child], facts.era.anon_vma)
     of_child = of_child[~wild]
@@ -279,7 +287,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     idle = judged & ~is_null & ~wild & empty
     # In the chain: by what the entries say, or by the tree that one of them is in.
     present = marked(count, links.vma[facts.avc_anon_vma[links.avc] == pointer[links.vma]])
-    doubtful = np.flatnonzero(~facts.link_certain)
+    doubtful = np.flatnonzero(~facts.link_certain & (facts.link_tree != NO_ROW))
     at = links.vma[doubtful]
     present |= marked(count, at[facts.link_tree[doubtful] == active[at]])
     missing = judged & ~is_null & ~wild & facts.chain_sound & (vmas.chain_length > 0) & ~present

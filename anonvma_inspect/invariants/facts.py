@@ -323,9 +323,14 @@ class Facts:
 
     @cached_property
     def link_certain(self) -> BoolColumn:
-        """Entries of lists whose ``avc->anon_vma`` no tree contradicts."""
+        """Entries of lists whose ``avc->anon_vma`` no tree contradicts: another's by having the
+        AVC, its own by being known as a whole and not having it.
+        """
         node = self.node_of_avc[self.tables.links.avc]
-        certain: BoolColumn = (node == NO_ROW) | take(self.node_owned, node, False)
+        certain = take(self.node_owned, node, False)
+        absent = np.flatnonzero(node == NO_ROW)
+        whole = self.tree_whole & (self.tree_pointer != 0)
+        certain[absent] = ~take(whole, self.link_anon_vma[absent], False)
         return certain
 
     @cached_property
@@ -343,7 +348,7 @@ class Facts:
         links = self.tables.links
         known = np.flatnonzero(self.link_anon_vma != NO_ROW)
         keys = self.pair_key(links.vma[known], self.link_anon_vma[known])
-        doubtful = np.flatnonzero(~self.link_certain)
+        doubtful = np.flatnonzero(~self.link_certain & (self.link_tree != NO_ROW))
         if len(doubtful):
             more = self.pair_key(links.vma[doubtful], self.link_tree[doubtful])
             keys = np.concatenate([keys, more])

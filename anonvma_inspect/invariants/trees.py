@@ -116,6 +116,9 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
     absent = np.flatnonzero((vmas.slot == NO_ROW) & (vmas.mm != NO_ROW))
     absent = absent[judged[vmas.mm[absent]]]
     if len(absent):
+        # One that is in another mm's tree has a wrong vm_mm (AV001).
+        elsewhere = tables.slots.vma[facts.mm_at_rest[tables.slots.mm]]
+        absent = absent[~marked(len(vmas.address), elsewhere)[absent]]
         # A VMA that only a wrong avc->vma leads to is none; this one has its AVCs on its list.
         by_list = avc[facts.link_of_avc[avc] != NO_ROW]
         by_list = by_list[facts.avc_vma_row[by_list] == facts.home[by_list]]
