@@ -193,7 +193,7 @@ def _check_one_root(facts: Facts) -> tuple[list[Violations], RowColumn]:
     ]
     # Chains without any root. An anon_vma that is alone in a chain and its own parent must be its
     # own root; otherwise the chain has lost the root's AVC, which is said of the VMA.
-    bare = marked(len(vmas.address), chain) & facts.chain_sound & (chosen == NO_ROW)
+    bare = marked(len(vmas.address), chain) & facts.chain_whole & (chosen == NO_ROW)
     bare &= ~marked(len(vmas.address), chain[~certain])
     member_of = first_by_chain(certain)
     single = bare & (vmas.chain_length == 1)
@@ -269,7 +269,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     # With a tag in it that means something (era.tag_scheme), vma->anon_vma leads elsewhere; then
     # nothing is said here. A low bit that means nothing is AV601's finding.
     tables = facts.tables
-    vmas, links, nodes = tables.vmas, tables.links, tables.nodes
+    vmas, links = tables.vmas, tables.links
     count = len(vmas.address)
     pointer, active = vmas.anon_vma_pointer, vmas.active
     judged = vmas.chain_end != ChainEnd.NOT_WALKED
@@ -290,15 +290,10 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     doubtful = np.flatnonzero(~facts.link_certain & (facts.link_tree != NO_ROW))
     at = links.vma[doubtful]
     present |= marked(count, at[facts.link_tree[doubtful] == active[at]])
-    missing = judged & ~is_null & ~wild & facts.chain_sound & (vmas.chain_length > 0) & ~present
-    if missing.any():
-        # An AVC of this VMA that is in that tree, but not on the list: the list has lost it.
-        vma = facts.avc_vma_row[nodes.avc]
-        lost = take(active, vma, NO_ROW) == nodes.anon_vma
-        missing &= ~marked(count, vma[lost])
+    missing = judged & ~is_null & ~wild & facts.chain_whole & (vmas.chain_length > 0) & ~present
     first = _first_entry(facts)
     # Which it must be is clear only if there is one.
-    exact = (vmas.chain_length == 1) & facts.chain_sound
+    exact = (vmas.chain_length == 1) & facts.chain_whole
     groups = []
     for which, message, no_entry in (
         (null, "vma->anon_vma is NULL, but its chain is not empty", False),
@@ -325,7 +320,7 @@ def _first_entry(facts: Facts) -> U64Column:
 
 def _active_text(facts: Facts, rows: RowColumn, first: U64Column, exact: BoolColumn) -> Text:
     vmas = facts.tables.vmas
-    empty = (vmas.chain_length[rows] == 0) & facts.chain_sound[rows]
+    empty = (vmas.chain_length[rows] == 0) & facts.chain_whole[rows]
     known = exact[rows] | empty
     value = np.where(empty, np.uint64(0), first[rows])
     return address_text(value, known, "an anon_vma of its chain")

@@ -64,7 +64,7 @@ def _active(facts: Facts) -> tuple[I64Column, I64Column]:
     fits |= facts.link_tree == active[links.vma]
     settled |= marked(len(active), links.vma[fits])
     # Nothing is known of a chain that is not known as a whole.
-    settled |= ~facts.chain_sound & (active != NO_ROW)
+    settled |= ~facts.chain_whole & (active != NO_ROW)
     least = _count(active[settled], count)
     return least, least + _count(facts.link_anon_vma[~settled[links.vma]], count)
 

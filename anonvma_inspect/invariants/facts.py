@@ -322,6 +322,18 @@ class Facts:
         return sound
 
     @cached_property
+    def chain_whole(self) -> BoolColumn:
+        """VMAs whose list is sound, and has all AVCs that are in trees and name the VMA.
+
+        (That one is missing is AV202's finding.)
+        """
+        whole = self.chain_sound.copy()
+        avc = np.flatnonzero((self.node_of_avc != NO_ROW) & (self.link_of_avc == NO_ROW))
+        vma = self.avc_vma_row[avc]
+        whole[vma[vma != NO_ROW]] = False
+        return whole
+
+    @cached_property
     def link_certain(self) -> BoolColumn:
         """Entries of lists whose ``avc->anon_vma`` no tree contradicts: another's by having the
         AVC, its own by being known as a whole and not having it.
@@ -414,7 +426,7 @@ class Facts:
         member, chain = self.link_anon_vma, links.vma
         # An entry whose anon_vma is not known may be the parent's.
         unknown = marked(len(tables.vmas.address), chain[member == NO_ROW])
-        judged = self.link_certain & (member != NO_ROW) & (self.chain_sound & ~unknown)[chain]
+        judged = self.link_certain & (member != NO_ROW) & (self.chain_whole & ~unknown)[chain]
         full = self.tree_pointer != 0
         judged &= take(full, member, False)
         parent = take(self.parent, member, 0)
