@@ -7,6 +7,7 @@ objects lie, is read from the mapped file by arithmetic.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 
 import drgn
@@ -17,6 +18,7 @@ from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.elf import ElfCore
 from anonvma_inspect.target.files import TargetOptions, map_file
+from anonvma_inspect.target.find_btf import find_btf
 from anonvma_inspect.target.kallsyms import ANCHORS, Kallsyms, parse_system_map, relocate
 from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
 from anonvma_inspect.target.memory import (
@@ -40,6 +42,10 @@ from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 __all__ = ("open_dump",)
 
 _MAX_BTF = 1 << 28
+# A kernel's text and read-only data are smaller.
+_MAX_IMAGE = 128 << 20
+# Where no range of RAM is known, whatever the direct map could hold counts as RAM.
+_MAX_RAM = 1 << 46
 # A segment whose physical address is not told, as in /proc/kcore.
 _NO_PADDR = np.uint64(2**64 - 1)
 
@@ -75,7 +81,7 @@ def open_dump(
     symbols = _symbols(prog, facts, options, path, cut)
 
     def load_btf() -> Btf:
-        return _btf(prog, symbols, options.btf, path, cut)
+        return _btf(prog, facts, symbols, options.btf, path, cut)
 
     layouts: Layouts
     layouts = DwarfLayouts(prog) if options.symbols is not None else BtfLayouts(load_btf())
@@ -93,6 +99,8 @@ def open_dump(
         if "iomem_resource" in symbols:
             found = system_ram(paged, layouts, symbols["iomem_resource"])
             ram = shifted(found[:, 0], found[:, 1] - found[:, 0], shift)
+        if not len(ram):
+            ram = np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
     target = Target(
         kind="kdump" if core is None else "elf-core",
         release=facts["OSRELEASE"],
@@ -196,17 +204,35 @@ def _symbols(
 
 
 def _btf(
-    prog: drgn.Program, symbols: Mapping[str, int], file: str | None, path: str, cut: str
+    prog: drgn.Program,
+    facts: Mapping[str, str],
+    symbols: Mapping[str, int],
+    file: str | None,
+    path: str,
+    cut: str,
 ) -> Btf:
     if file is not None:
         return Btf(map_file(file), file)
+    origin = f"the BTF in {path}"
     start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
-    if start is None or stop is None or not 0 < stop - start <= _MAX_BTF:
+    if start is not None and stop is not None and 0 < stop - start <= _MAX_BTF:
+        return Btf(_must_read(prog, start, stop - start, path, cut), origin)
+    text = facts.get("SYMBOL(_stext)", "")
+    found = None
+    if re.fullmatch("[0-9a-f]{16}", text):
+        found = find_btf(
+            lambda address, size: read_program(prog, address, size),
+            int(text, 16) & -int(facts["PAGESIZE"]),
+            _MAX_IMAGE,
+            int(facts["PAGESIZE"]),
+            origin,
+        )
+    if found is None:
         raise TargetError(
             f"{path}: this kernel brings no BTF (CONFIG_DEBUG_INFO_BTF): give its types with -s "
             "(a vmlinux with debugging information) or --btf (a file of raw BTF)"
         )
-    return Btf(_must_read(prog, start, stop - start, path, cut), f"the BTF in {path}")
+    return found
 
 
 # The direct map, by arithmetic over the file's segments. What is not in it (the kernel's image,
