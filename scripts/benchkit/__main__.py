@@ -1,0 +1,112 @@
+"""The benchmark's command line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+from tabulate import tabulate
+
+from .measure import Cost, gathers, run, tool
+
+__all__ = ("cli",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One dump."""
+
+    core: str
+    vmas: int
+    avcs: int
+    audit: Cost
+    start: Cost
+    plain: Cost | None
+    gathers: float
+
+    def cells(self) -> list[object]:
+        ratio = "" if self.plain is None else f"{self.plain.seconds / self.audit.seconds:.1f}"
+        plain = "" if self.plain is None else f"{self.plain.seconds:.2f}"
+        return [
+            Path(self.core).name,
+            f"{self.vmas:,}",
+            f"{self.avcs:,}",
+            f"{self.audit.seconds:.2f}",
+            f"{self.start.seconds:.2f}",
+            plain,
+            ratio,
+            f"{self.gathers:.3f}",
+            f"{(self.audit.seconds - self.start.seconds) / self.gathers:.1f}",
+            f"{self.audit.private / max(self.avcs, 1):,.0f}",
+        ]
+
+
+HEADERS = (
+    "dump",
+    "VMAs",
+    "AVCs",
+    "audit, s",
+    "start-up, s",
+    "plain script, s",
+    "script / audit",
+    "gathers, s",
+    "(audit - start-up) / gathers",
+    "private bytes an AVC",
+)
+
+
+def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
+    """Measure everything about one dump; the commands run one after the other."""
+    bare, vmas, avcs = gathers(core)
+    script = [sys.executable, "-m", "benchkit.plain", core, *([vmlinux] if vmlinux else [])]
+    return Row(
+        core=core,
+        vmas=vmas,
+        avcs=avcs,
+        audit=run(tool("-q", "-c", core, "audit"), times),
+        # What it takes to open the target and to look at one process that hardly has anything.
+        start=run(tool("-q", "-c", core, "vma", "1"), times),
+        plain=run(script) if plain else None,
+        gathers=bare,
+    )
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("cores", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
+@click.option("--vmlinux", help="Let the plain script take its types from here.")
+@click.option("--no-plain", is_flag=True, help="Leave the plain script out: it takes minutes.")
+@click.option("--times", default=3, show_default=True, help="Runs of each command but the script.")
+def cli(cores: Sequence[str], vmlinux: str | None, no_plain: bool, times: int) -> None:
+    """Compare, for each dump: the whole audit; a plain drgn script that walks the same structures
+    and checks only num_active_vmas and the sizes of the trees; the bare gathers of the same
+    objects. Start-up is included in the first two.
+
+    The large guest: scripts/lab dump 6.12 large -o large.core --memory 3072
+    """
+    rows = [measure(core, vmlinux, not no_plain, times) for core in cores]
+    click.echo(
+        tabulate(
+            [row.cells() for row in rows],
+            HEADERS,
+            tablefmt="github",
+            disable_numparse=True,
+            colalign=("left", *["right"] * (len(HEADERS) - 1)),
+        )
+    )
+    small, large = rows[0], rows[-1]
+    if len(rows) > 1:
+        objects = large.avcs / small.avcs
+        seconds = (large.audit.seconds - large.start.seconds) / (
+            small.audit.seconds - small.start.seconds
+        )
+        click.echo(
+            f"\nFrom the first to the last: {objects:.1f} times the AVCs, "
+            f"{seconds:.1f} times the time"
+        )
+
+
+if __name__ == "__main__":
+    cli(prog_name="scripts/bench")
