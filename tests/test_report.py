@@ -208,6 +208,14 @@ def test_audit_incomplete_text() -> None:
     ]
 
 
+def test_audit_of_a_kdump_names_the_likely_cause_of_holes() -> None:
+    """No slab page is left out on purpose, and only slabs hold what an audit reads."""
+    facts = dataclasses.replace(FACTS, kind="kdump")
+    text = text_of(AuditReport(facts, Audit(with_hole(make_tables()), (OK,))))
+    assert "was not checked\nmakedumpfile leaves out no slab page on purpose" in text
+    assert "makedumpfile" not in text_of(AuditReport(facts, Audit(make_tables(), (OK,))))
+
+
 def test_audit_lists_no_more_than_asked_for() -> None:
     lines = text_of(report_of(BAD, WARNED, max_findings=1)).splitlines()
     assert sum(line.startswith("  object") for line in lines) == 1

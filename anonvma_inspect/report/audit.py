@@ -113,6 +113,8 @@ class AuditReport:
             yield ""
         if not self.audit.tables.complete:
             yield style.warn(_describe_holes(self.audit.tables.holes))
+            if self.facts.kind == "kdump":
+                yield _FILTERED
             yield ""
         yield self._last_line(style)
 
@@ -221,6 +223,13 @@ def _describe_where(where: Where) -> str | None:
     if where.start is not None and where.end is not None:
         parts.append(span(where.start, where.end))
     return " ".join(parts) or None
+
+
+# Every object that an audit reads lies in a slab.
+_FILTERED = (
+    "makedumpfile leaves out no slab page on purpose; one older than the kernel does so by mistake "
+    "(1.7.2 and before, from 6.2 on): take the dump with a newer one, or without -d"
+)
 
 
 def _describe_holes(holes: Holes) -> str:
