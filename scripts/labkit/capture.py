@@ -15,6 +15,7 @@ from . import initramfs, manifest
 from .busybox import find_busybox
 from .cache import locked
 from .errors import GuestError, LabError
+from .figures import figures
 from .guest import Guest, qemu_version
 from .kernels import KernelImage, config_facts, fetch, fetch_system_map, kernel
 from .machines import MACHINES, Machine
@@ -114,7 +115,7 @@ class Lab:
     def describe(self, prepared: Prepared, command: str, word: bytes) -> dict[str, Any]:
         """The manifest of a guest."""
         plan, image = prepared.plan, prepared.image
-        return {
+        made = {
             "schema": manifest.SCHEMA,
             "name": plan.name,
             "command": command,
@@ -136,8 +137,11 @@ class Lab:
                 "append": prepared.append,
                 "witness": word_options(plan),
             },
-            "word": manifest.describe_word(parse_word(word)),
         }
+        worked_out = figures(plan.workload, plan.parameters)
+        if worked_out is not None:
+            made["figures"] = worked_out
+        return {**made, "word": manifest.describe_word(parse_word(word))}
 
     def dump(self, plan: Plan, core: Path, command: str) -> dict[str, Any]:
         """Run a plan and dump it to `core`; return its manifest."""

@@ -18,6 +18,10 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "forkchain": {"chains": 8, "length": 12, "slots": 6, "pages": 4, "percent": 50},
     "vmaops": {"processes": 10, "operations": 120, "pages": 64},
     "mixed": {},
+    "special": {},
+    "pages": {"pages": 32},
+    "many": {"children": 1000, "pages": 1000},
+    "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
     "storm": {"processes": 24, "threads": 2, "pages": 160},
 }
 
@@ -33,6 +37,8 @@ class Plan:
     seed: int = 1
     #: Also take anonymous kilobytes and VmFlags of each mapping (smaps).
     smaps: bool = False
+    #: Also ask for every mapping of every process (maps): too many in a large guest.
+    maps: bool = True
     #: Let the allocator give back its spare objects first, so that slabinfo's counts are exact.
     shrink: bool = False
     #: Words for the kernel's command line.
@@ -62,7 +68,14 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
             seed = int(match.group(2))
         else:
             parameters[match.group(1)] = int(match.group(2))
-    made = Plan(name=name, kernel=kernel, workload=workload, parameters=parameters, seed=seed)
+    made = Plan(
+        name=name,
+        kernel=kernel,
+        workload=workload,
+        parameters=parameters,
+        seed=seed,
+        maps=workload != "large",
+    )
     return replace(made, **more)  # type: ignore[arg-type]  # the caller names fields of Plan
 
 
@@ -70,7 +83,8 @@ def word_options(plan: Plan) -> list[str]:
     """The witness's own arguments for a plan."""
     symbols = KERNELS[plan.kernel].symbols == "guest"
     options = {"smaps": plan.smaps, "shrink": plan.shrink, "symbols": symbols}
-    return [f"{name}=1" for name, wanted in options.items() if wanted]
+    words = [f"{name}=1" for name, wanted in options.items() if wanted]
+    return words if plan.maps else [*words, "maps=0"]
 
 
 # Both kernels run the same workloads, with other seeds, so that the pair is not the same twice.

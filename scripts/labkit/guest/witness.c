@@ -3,7 +3,7 @@
  * Process 1 of a lab guest: starts the workload, reaps, and when the workload is ready and all
  * processes sleep, takes the guest's own word for what is there, from /proc and /sys alone.
  *
- *     witness [smaps=1] [shrink=1] [symbols=1] [word=0] [crash=1] WORKLOAD [ARGUMENT]...
+ *     witness [smaps=1] [shrink=1] [symbols=1] [maps=0] [word=0] [crash=1] WORKLOAD ...
  *
  * The word must describe the memory that is dumped right after, so taking it changes no mapping:
  * no process starts, buffers are static and were written to before, nothing is allocated.
@@ -275,7 +275,7 @@ static void reap(void)
         ;
 }
 
-static void send_process(int pid, int with_smaps)
+static void send_process(int pid, int with_maps, int with_smaps)
 {
     char directory[64], path[128], key[32];
     int kernel = 0, threads;
@@ -300,7 +300,7 @@ static void send_process(int pid, int with_smaps)
         send_record("threads", key, line, strlen(line));
     }
     /* A process whose leader is dead has its maps under its other threads only. */
-    for (int i = 0; i < threads; i++) {
+    for (int i = 0; i < threads && with_maps; i++) {
         snprintf(path, sizeof(path), "%s/task/%d", directory, tids[i]);
         if (strchr("ZX", read_stat(path, &kernel)))
             continue;
@@ -393,6 +393,7 @@ __attribute__((noreturn)) static void finish(int then_crash)
 {
     char line[32];
 
+    send_facts();
     send_record("end", "-", "", 0);
     snprintf(line, sizeof(line), "# %08x\n", checksum);
     send_bytes(line, strlen(line));
@@ -492,8 +493,8 @@ static void settle(void)
 
 int main(int argc, char **argv)
 {
-    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, with_crash = 0;
-    int first = 1, log, count;
+    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, with_maps = 1;
+    int with_crash = 0, first = 1, log, count;
 
     for (; first < argc && strchr(argv[first], '='); first++) {
         if (!strcmp(argv[first], "smaps=1"))
@@ -502,6 +503,8 @@ int main(int argc, char **argv)
             shrink = 1;
         else if (!strcmp(argv[first], "symbols=1"))
             symbols = 1;
+        else if (!strcmp(argv[first], "maps=0"))
+            with_maps = 0;
         else if (!strcmp(argv[first], "word=0"))
             word = 0;
         else if (!strcmp(argv[first], "crash=1"))
@@ -517,7 +520,6 @@ int main(int argc, char **argv)
     open_port();
     if (with_crash)
         load_capture_kernel();
-    send_facts();
     if (symbols)
         send_symbols();
     log = start(argv + first);
@@ -529,7 +531,7 @@ int main(int argc, char **argv)
         shrink_caches();
     count = list_numbers("/proc", pids);
     for (int i = 0; i < count; i++)
-        send_process(pids[i], with_smaps);
+        send_process(pids[i], with_maps, with_smaps);
     send_slab();
     finish(with_crash);
 }

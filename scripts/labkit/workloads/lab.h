@@ -104,7 +104,7 @@ static inline int lab_chance(unsigned percent)
 }
 
 /* The board: shared words to count on and to wait for. */
-#define LAB_BOARD_WORDS 1000
+#define LAB_BOARD_WORDS 4000
 struct lab_board {
     uint32_t next; /* the next process index */
     uint32_t word[LAB_BOARD_WORDS];

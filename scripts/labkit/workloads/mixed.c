@@ -5,48 +5,11 @@
  *
  * Log: one line for each resident, `CASE pid=...`, with what else a test may want to know.
  */
-#include "lab.h"
+#include "residents.h"
 #include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-
-static char *map_pages(size_t pages, int protection, int flags)
-{
-    char *got = mmap(NULL, pages * LAB_PAGE, protection, flags, -1, 0);
-
-    if (got == MAP_FAILED)
-        lab_fail("mmap");
-    return got;
-}
-
-static char *private_pages(size_t pages)
-{
-    char *got = map_pages(pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-
-    for (size_t i = 0; i < pages; i += 1 + lab_random(3))
-        lab_write(got + i * LAB_PAGE);
-    return got;
-}
-
-static void advise(char *start, size_t pages, int advice, const char *what)
-{
-    if (madvise(start, pages * LAB_PAGE, advice))
-        lab_log("refused what=%s errno=%d", what, errno);
-}
-
-/* Runs a resident in a process of its own; it posts its index when it is settled. */
-static void resident(void (*life)(uint32_t index))
-{
-    uint32_t index = lab_index();
-
-    if (!lab_fork()) {
-        life(index);
-        lab_post(index);
-        lab_sleep_for_ever();
-    }
-    lab_await(index);
-}
 
 /* Threads; in the second case the leader exits and the others go on. */
 static uint32_t threads_index;
