@@ -141,6 +141,9 @@ def _lost_children(facts: Facts) -> tuple[RowColumn, RowColumn, BoolColumn, RowC
     kept &= (take(facts.node_of_avc, parent, NO_ROW) != NO_ROW) & (anon_vma != NO_ROW)
     kept &= take(facts.home, parent, NO_ROW) != NO_ROW
     lost, parent, home = lost[kept], parent[kept], home[kept]
+    # Some wrong pointer can have kept the walk from going on at a node that is in order.
+    kept = ~is_child(facts, lost, parent)
+    lost, parent, home = lost[kept], parent[kept], home[kept]
     node = facts.node_of_avc[parent]
     is_free = []
     for child in (nodes.left[node], nodes.right[node]):

@@ -362,6 +362,8 @@ def _check_lock_mark(facts: Facts) -> Verdict:
     # * The low bit of rb_root.rb_node is set only in a root, and only while that is write-locked.
     anon_vmas = facts.tables.anon_vmas
     mark = facts.believed & (has_lock_mark(anon_vmas.rb_root) != 0)
+    # Where the word is wrong as a whole (AV203), a bit of it means nothing.
+    mark[facts.tree_pointers.roots] = False
     is_root = facts.root == anon_vmas.address
     groups = []
     for which, message in (
