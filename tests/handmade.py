@@ -385,6 +385,10 @@ class _Place:
 class _Reader:
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.objects = {
+            kind: {o.address: o for o in getattr(model, kind)}
+            for kind in ("vmas", "avcs", "anon_vmas")
+        }
         self.space = AddressSpace(np.array([[RAM, RAM_END]], dtype=np.uint64), PAGE, RAM)
         self.holes: set[tuple[int, int, str]] = set()
         self.vmas: dict[int, Vma] = {}
@@ -404,7 +408,7 @@ class _Reader:
         size = {"vmas": 176, "avcs": 64, "anon_vmas": 96}[kind]
         if self.wild(address):
             return None
-        found = next((o for o in getattr(self.model, kind) if o.address == address), None)
+        found = self.objects[kind].get(address)
         if found is None or address not in self.model.holes:
             return found
         struct = {"vmas": "vm_area_struct", "avcs": "anon_vma_chain", "anon_vmas": "anon_vma"}

@@ -1,0 +1,510 @@
+"""What an audit does not report, how it is run, and what its findings say beside the four words."""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from anonvma_inspect.errors import UsageError
+from anonvma_inspect.invariants.base import Invariant, Severity, State, Verdict
+from anonvma_inspect.invariants.catalogue import CATALOGUE, Audit, audit, run, select
+from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.era import Era, Record
+from anonvma_inspect.target.layouts import Field
+
+from .handmade import ERA, PAGE, RAM, Avc, Model, forest, without
+from .test_invariants import CASES, WILD, found, own, piece, root_of
+
+UNSTABLE = 1 << 22
+
+
+def result(audited: Audit, code: str) -> State:
+    return next(r.state for r in audited.results if r.invariant.code == code)
+
+
+# ---- what is legal
+
+
+def test_sound_forest_is_silent() -> None:
+    audited = audit(forest().tables())
+    assert not audited.failures
+    assert [r.state for r in audited.results] == [State.OK] * len(CATALOGUE)
+    assert audited.complete
+    assert audited.findings_total == 0
+    assert not list(audited.findings())
+
+
+def test_nothing_at_all() -> None:
+    audited = audit(Model().finish().tables())
+    assert not audited.failures
+    assert audited.findings_total == 0
+
+
+@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable"])
+def test_tree_of_a_fork_in_flight(how: str) -> None:
+    # The child's tree still holds the parent's VMAs from the sixth piece on, and map_count follows.
+    model = forest()
+    child, parent = model.mms[2], model.mms[1]
+    for vma in child.vmas[6:]:
+        for avc in vma.chain:
+            avc.of_anon_vma.tree.remove(avc)
+            model.avcs.remove(avc)
+        model.vmas.remove(vma)
+        if vma.active is not None:
+            model.anon_vmas.remove(vma.active)
+    del child.vmas[6:]
+    model.finish()
+    child.slots += parent.slots[6:]
+    if how == "unlisted":
+        model.tasks = [task for task in model.tasks if task.mm is not child]
+    elif how == "write-locked":
+        child.write_locked = True
+    else:
+        child.flags = UNSTABLE
+    assert not found(model)
+
+
+def test_freed_vmas_in_the_tree_of_an_exiting_mm() -> None:
+    # vm_start of a freed VMA is overlaid by what the allocator keeps there.
+    model = forest()
+    mm = model.mms[3]
+    model.tasks = [task for task in model.tasks if task.mm is not mm]
+    mm.vmas[12].vm_start = WILD & ~0xFFF
+    mm.map_count = 3
+    assert not found(model)
+
+
+@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable", "not walked", "not whole"])
+def test_vma_in_trees_only(how: str) -> None:
+    # Split, fork, exec and unmap have VMAs in anon_vmas' trees that are not in their mm's.
+    model = forest()
+    mm = model.mms[0]
+    del mm.slots[5]
+    mm.map_count -= 1
+    if how == "unlisted":
+        model.tasks = [task for task in model.tasks if task.mm is not mm]
+    elif how == "not walked":
+        mm.walked = False
+    elif how == "not whole":
+        mm.whole = False
+    else:
+        mm.write_locked = how == "write-locked"
+        mm.flags = UNSTABLE if how == "unstable" else 0
+    assert not found(model)
+
+
+def test_take_all_locks() -> None:
+    model = forest()
+    root = root_of(piece(model, 0))
+    root.rb_root |= 1
+    root.write_locked = True
+    assert not found(model)
+
+
+def test_unmapped_while_moving() -> None:
+    # mremap: two VMAs of one mm with the same anon_vma and the same keys; the new one anywhere.
+    model = Model()
+    mm = model.mm("init")
+    vma = model.map(mm, 0x1000, 2)
+    model.fault(vma)
+    copy = model.map(mm, 0x9000, 2, pgoff=0x1000)
+    copy.active = vma.active
+    model.link(copy, own(vma))
+    assert not found(model.finish())
+
+
+def test_reuse() -> None:
+    # init forked a child, that one another, and exited; init's mapping is gone, too. The grandchild
+    # forks: its child reuses what the one in between has left, which is no ancestor of itself.
+    model = Model()
+    vma = model.map(model.mm("init"), 0x1000, 2)
+    root = model.fault(vma)
+    child = model.fork(model.mms[0], "child")
+    grandchild = model.fork(child, "grandchild")
+    middle = own(child.vmas[0])
+    for gone in (child.vmas[0],):
+        for avc in gone.chain:
+            avc.of_anon_vma.tree.remove(avc)
+            model.avcs.remove(avc)
+        model.vmas.remove(gone)
+        child.vmas.remove(gone)
+    new = model.map(model.mm("new"), 0x1000, 2)
+    for avc in reversed(grandchild.vmas[0].chain):
+        model.link(new, avc.of_anon_vma)
+    new.active = middle
+    assert {avc.of_anon_vma for avc in new.chain} == {root, middle, own(grandchild.vmas[0])}
+    assert not found(model.finish())
+
+
+def test_parent_of_an_empty_tree_is_not_followed() -> None:
+    # unlink_anon_vmas(), second loop: the AVC is still listed, the parent may be freed.
+    model = forest()
+    vma = piece(model, 5, mm=2)
+    anon_vma = own(vma)
+    (avc,) = anon_vma.tree
+    anon_vma.tree.clear()
+    vma.chain[:] = [avc]
+    for other in [a for a in model.avcs if a.of_vma is vma and a is not avc]:
+        other.of_anon_vma.tree.remove(other)
+        model.avcs.remove(other)
+    vma.active = None
+    model.finish()
+    anon_vma.parent = WILD
+    codes = {finding.code for finding in found(model)}
+    # In flight, and so it looks; but nothing is said of the parent.
+    assert codes <= {"AV104", "AV105", "AV201"}
+
+
+# ---- what is missing
+
+
+def every_object(model: Model) -> list[int]:
+    return [
+        *(vma.address for vma in model.vmas),
+        *(avc.address for avc in model.avcs),
+        *(anon_vma.address for anon_vma in model.anon_vmas),
+    ]
+
+
+def test_one_hole_is_no_finding() -> None:
+    for address in every_object(forest()):
+        model = forest()
+        model.holes = {address}
+        audited = audit(model.tables())
+        assert not audited.failures
+        assert not list(audited.findings()), hex(address)
+        assert not audited.complete
+
+
+def test_many_holes_are_no_finding() -> None:
+    rng = random.Random(1)
+    addresses = every_object(forest())
+    for _ in range(60):
+        model = forest()
+        model.holes = set(rng.sample(addresses, rng.choice([2, 5, 20, 60])))
+        audited = audit(model.tables())
+        assert not audited.failures
+        assert not list(audited.findings()), sorted(map(hex, model.holes))
+
+
+def test_too_low_shows_in_what_is_known() -> None:
+    model = forest()
+    root = root_of(piece(model, 0))
+    model.holes = {piece(model, 5, mm=2).address}
+    root.num_active_vmas -= 1
+    root.num_children -= 2
+    root.refcount = 3
+    (children, active, references) = found(model)
+    assert (children.code, children.expected) == ("AV401", "at least 25")
+    assert (active.code, active.expected) == ("AV402", "at least 12")
+    assert (references.code, references.expected) == ("AV403", "at least 36")
+
+
+def test_too_high_says_nothing_in_what_is_not() -> None:
+    model = forest()
+    root = root_of(piece(model, 0))
+    model.holes = {piece(model, 5, mm=2).address}
+    root.num_active_vmas += 1
+    root.num_children += 2
+    root.refcount += 3
+    assert not found(model)
+
+
+def test_refcounts_that_nobody_can_judge() -> None:
+    model = Model()
+    vma = model.map(model.mm("init"), 0x1000, 2)
+    model.fault(vma)
+    below = model.split(vma, 0x1001).chain[0]
+    model.finish()
+    model.holes = {below.address}
+    audited = audit(model.tables())
+    assert result(audited, "AV404") is State.NOT_CHECKED
+    (judged,) = [r for r in audited.results if r.invariant.code == "AV404"]
+    assert judged.reason == "no family of anon_vmas is known as a whole"
+
+
+# ---- eras
+
+
+def test_degree() -> None:
+    era = without("num_children", "num_active_vmas", degree=56)
+    assert not found(forest(era))
+    audited = audit(forest(era).tables())
+    assert result(audited, "AV402") is State.NOT_APPLICABLE
+    model = forest(era)
+    root = root_of(piece(model, 0))
+    root.degree -= 1
+    (finding,) = found(model)
+    assert (finding.code, finding.expected, finding.actual) == ("AV401", "37", "36")
+    assert finding.word == root.address + 56
+
+
+def test_without_leftmost() -> None:
+    model = forest(without("rb_leftmost"))
+    for anon_vma in model.anon_vmas:
+        anon_vma.rb_leftmost = 0
+    assert not found(model)
+    assert result(audit(model.tables()), "AV206") is State.NOT_APPLICABLE
+
+
+def test_without_parent() -> None:
+    model = forest(without("parent"))
+    for anon_vma in model.anon_vmas:
+        anon_vma.parent = 0
+    audited = audit(model.tables())
+    assert result(audited, "AV302") is State.NOT_APPLICABLE
+    # There was no counter of children, either.
+    assert {finding.code for finding in audited.findings()} <= {"AV401"}
+
+
+def integer_pointer() -> Era:
+    record = ERA.vma
+    fields = dict(record.fields)
+    fields["anon_vma"] = Field(80, 8, "integer", "unsigned long")
+    return replace(ERA, tag_scheme="unfaulted", vma=Record(record.struct, record.size, fields))
+
+
+def test_flag_in_the_pointer() -> None:
+    model = forest(integer_pointer())
+    piece(model, 5).anon_vma |= 1
+    model.mms[0].vmas[12].anon_vma = 1
+    assert not found(model)
+
+
+# ---- what findings say
+
+
+def test_where_and_root() -> None:
+    model = forest()
+    vma = piece(model, 5, mm=2)
+    anon_vma = own(vma)
+    anon_vma.num_children = 7
+    (finding,) = found(model)
+    assert finding.where.pid == 102
+    assert finding.where.comm == b"leaf"
+    assert (finding.where.start, finding.where.end) == (vma.vm_start, vma.vm_end)
+    assert finding.root == root_of(vma).address
+    assert finding.severity is Severity.ERROR
+    assert finding.object_type == "anon_vma"
+    assert finding.word == anon_vma.address + ERA.anon_vma.offset("num_children")
+    assert finding.cause is None
+
+
+def test_where_of_an_mm() -> None:
+    model = forest()
+    model.mms[3].map_count = 0
+    (finding,) = found(model)
+    assert (finding.where.pid, finding.where.comm, finding.where.start) == (103, b"right", None)
+    assert finding.root is None
+
+
+def test_cause() -> None:
+    model = forest()
+    CASES["root_is_no_root"](model)
+    findings = found(model)
+    assert len({finding.cause for finding in findings}) == 1
+    assert findings[0].cause == findings[0].word is not None
+
+
+def test_order_and_limit() -> None:
+    model = forest()
+    for anon_vma in model.anon_vmas:
+        anon_vma.num_children += 5
+        anon_vma.num_active_vmas -= 5
+    audited = audit(model.tables())
+    findings = list(audited.findings())
+    assert audited.findings_total == len(findings) == 2 * len(model.anon_vmas)
+    assert audited.totals == {Severity.ERROR: len(findings), Severity.WARNING: 0}
+    keys = [(f.code, f.object_address, f.message) for f in findings]
+    assert keys == sorted(keys)
+    assert list(audited.findings(3)) == findings[:3]
+    assert not list(audited.findings(0))
+
+
+# ---- choosing and running
+
+
+@pytest.mark.parametrize(
+    ("names", "codes"),
+    [
+        (["AV402"], ["AV402"]),
+        (["av402", "refcount-low"], ["AV402", "AV403"]),
+        (["AV403,AV001"], ["AV001", "AV403"]),
+        (["AV3"], ["AV301", "AV302"]),
+        (["AV40"], ["AV401", "AV402", "AV403", "AV404"]),
+    ],
+)
+def test_select(names: list[str], codes: list[str]) -> None:
+    assert [invariant.code for invariant in select(names)] == codes
+    rest = [invariant.code for invariant in select(skip=names)]
+    assert rest == [invariant.code for invariant in CATALOGUE if invariant.code not in codes]
+
+
+def test_select_all() -> None:
+    assert select() == CATALOGUE
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("AV999", "explain"),
+        ("refcout-low", "did you mean refcount-low"),
+        ("nonsense", "explain"),
+        ("", "explain"),
+        ("AV9", "did you mean"),
+    ],
+)
+def test_select_unknown(name: str, hint: str) -> None:
+    with pytest.raises(UsageError, match=hint):
+        select([name])
+    with pytest.raises(UsageError, match=hint):
+        select(skip=[name])
+
+
+def test_select_nothing() -> None:
+    with pytest.raises(UsageError, match="no invariant is left"):
+        select(["AV4"], ["AV40"])
+
+
+def test_results_are_in_order() -> None:
+    codes = [r.invariant.code for r in run(forest().tables(), CATALOGUE[::-1])]
+    assert codes == [invariant.code for invariant in CATALOGUE]
+
+
+def test_a_check_that_fails_does_not_hide() -> None:
+    def fail(facts: Facts) -> Verdict:
+        raise IndexError("out of bounds")
+
+    broken = [replace(CATALOGUE[0], check=fail), *CATALOGUE[1:]]
+    audited = audit(forest().tables(), broken)
+    (failed,) = audited.failures
+    assert failed.state is State.NOT_CHECKED
+    assert failed.reason == "a bug of this tool: IndexError: out of bounds"
+    assert isinstance(failed.error, IndexError)
+    assert not audited.complete
+    assert all(r.state is State.OK for r in audited.results[1:])
+
+
+# ---- no input must break it
+
+
+def words_of(model: Model) -> list[tuple[object, str]]:
+    fields = {
+        "Vma": ("vm_start", "vm_end", "vm_mm", "vm_pgoff", "anon_vma", "next", "prev"),
+        "Avc": (
+            *("vma", "anon_vma", "next", "prev"),
+            *("rb_parent_color", "rb_left", "rb_right", "rb_subtree_last"),
+        ),
+        "AnonVma": (
+            *("root", "parent", "refcount", "num_children", "num_active_vmas"),
+            *("rb_root", "rb_leftmost"),
+        ),
+    }
+    objects = [*model.vmas, *model.avcs, *model.anon_vmas]
+    return [(o, name) for o in objects for name in fields[type(o).__name__]]
+
+
+COUNTS = ("refcount", "num_children", "num_active_vmas")
+
+
+def test_any_word_can_be_anything() -> None:
+    rng = random.Random(2)
+    for _ in range(250):
+        model = forest()
+        words = words_of(model)
+        for _ in range(rng.choice([1, 1, 3, 30])):
+            object_, name = rng.choice(words)
+            other, other_name = rng.choice(words)
+            old = getattr(object_, name)
+            values = [0, WILD, old ^ (1 << rng.randrange(40)), old + 8, getattr(other, other_name)]
+            width = 31 if name in COUNTS else 64
+            setattr(object_, name, rng.choice(values) % 2**width)
+        audited = audit(model.tables())
+        for failed in audited.failures:
+            assert failed.error is not None
+            raise failed.error
+        assert len(list(audited.findings())) == audited.findings_total
+
+
+def test_all_words_are_garbage() -> None:
+    rng = random.Random(3)
+    model = forest()
+    for object_, name in words_of(model):
+        garbage = RAM + rng.randrange(1 << 20) * 8
+        setattr(object_, name, garbage % 2**31 if name in COUNTS else garbage)
+    audited = audit(model.tables())
+    assert not audited.failures
+    assert len(list(audited.findings(5))) == 5
+
+
+def test_a_list_that_never_ends() -> None:
+    model = Model()
+    vma = model.map(model.mm("init"), 0x1000, 64)
+    model.fault(vma)
+    for _ in range(40):
+        model.fork(model.mms[-1], "child")
+    last = model.mms[-1].vmas[0]
+    model.finish()
+    assert len(last.chain) == 41
+    last.chain[30].next = last.chain[7].node
+    (finding,) = found(model)
+    assert (finding.code, finding.object_address) == ("AV101", last.chain[30].address)
+
+
+def test_duplicate_in_a_long_chain() -> None:
+    model = Model()
+    vma = model.map(model.mm("init"), 0x1000, 64)
+    model.fault(vma)
+    for _ in range(40):
+        model.fork(model.mms[-1], "child")
+    last = model.mms[-1].vmas[0]
+    twin: Avc = model.link(last, last.chain[35].of_anon_vma)
+    model.finish()
+    assert twin is last.chain[0]
+    (finding,) = found(model)
+    assert (finding.code, finding.object_address) == ("AV103", last.chain[36].address)
+
+
+# ---- the catalogue
+
+
+def test_codes() -> None:
+    codes = [invariant.code for invariant in CATALOGUE]
+    assert codes == sorted(set(codes))
+    assert all(re.fullmatch(r"AV\d{3}", code) for code in codes)
+    slugs = [invariant.slug for invariant in CATALOGUE]
+    assert len(set(slugs)) == len(slugs)
+    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", slug) for slug in slugs)
+
+
+@pytest.mark.parametrize("invariant", CATALOGUE, ids=lambda invariant: invariant.code)
+def test_every_invariant_is_explained(invariant: Invariant) -> None:
+    for text in (
+        *(invariant.statement, invariant.why, invariant.consequence),
+        *(invariant.lock, invariant.source, invariant.eras),
+    ):
+        assert text == " ".join(text.split())
+        assert text.endswith(".")
+    assert len(invariant.statement) < 160
+    assert len(invariant.why) > 60
+    # A source that can be opened: a file, a function, a release.
+    assert re.search(r"\b(mm|lib|include|kernel)/[\w/]+\.[ch]\b", invariant.source)
+    assert re.search(r"\w+\(\)|\b[A-Z_]{6,}", invariant.source)
+    assert re.search(r"v\d\.\d+", invariant.source)
+    assert invariant.objects
+
+
+def test_every_code_is_produced_by_a_case() -> None:
+    produced = {code for case in CASES.values() for code, *_ in case(forest())}
+    assert produced == {invariant.code for invariant in CATALOGUE}
+
+
+def test_neighbours_in_the_forest_touch() -> None:
+    # The forest is what its docstring says.
+    vmas = forest().mms[0].vmas
+    assert all(one.vm_end == two.vm_start for one, two in pairwise(vmas[:12]))
+    assert vmas[0].vm_start == 0x1000 * PAGE
