@@ -105,6 +105,8 @@ class _Collector:
         self._met = Met.nothing(reader, era)
         # How far the fixpoint has come: objects with higher numbers are new.
         self._avcs_done = 0
+        # Where AVCs lead that the list they are on does not account for.
+        self._vma_pointers: list[U64Column] = []
         self._anon_vmas_done = 0
 
     def run(
@@ -174,7 +176,7 @@ class _Collector:
             belongs = np.zeros(len(new), dtype=bool)
             belongs[vma[claimed[own]]] = True
             present &= belongs
-        self._met.vmas.add(new[present], rows[present])
+        self._met.vmas.add(new, rows, present)
 
     def _walk_new_chains(self) -> None:
         done = len(self._met.chain_end)
@@ -189,9 +191,9 @@ class _Collector:
         self._met.chain_end = np.concatenate([self._met.chain_end, walk.end])
         self._met.chain_length = np.concatenate([self._met.chain_length, walk.length])
         self._met.links.append((walk.vma + done, walk.position, walk.address))
-        unique, first = np.unique(walk.address, return_index=True)
-        new = self._met.avcs.find(unique) == NO_ROW
-        self._met.avcs.add(unique[new], walk.rows[first[new]])
+        pointer = self._era.avc.column(walk.rows, "vma")
+        self._vma_pointers.append(pointer[pointer != self._met.vmas.address[walk.vma + done]])
+        self._met.avcs.add_new(walk.address, walk.rows)
 
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that
@@ -199,7 +201,7 @@ class _Collector:
     def _read_new_anon_vmas(self, seeds: U64Column) -> None:
         active, _ = decode_anon_vma(self._met.vmas.column("anon_vma"))
         pointers = [self._met.avcs.column("anon_vma", self._avcs_done), active, seeds]
-        self._avcs_done = len(self._met.avcs)
+        self._avcs_done = listed = len(self._met.avcs)
         while True:
             wanted = np.concatenate(pointers)
             wanted = self._met.anon_vmas.missing(
@@ -207,8 +209,8 @@ class _Collector:
             )
             rows, present = self._reader.rows(self._era.anon_vma, wanted)
             if not present.any():
-                return
-            self._met.anon_vmas.add(wanted[present], rows[present])
+                break
+            self._met.anon_vmas.add(wanted, rows, present)
             done = self._anon_vmas_done
             self._anon_vmas_done = len(self._met.anon_vmas)
             rb_root = self._met.anon_vmas.column("rb_node", done)
@@ -218,11 +220,14 @@ class _Collector:
             pointers = [self._met.anon_vmas.column("root", done)]
             if self._era.has_parent:
                 pointers.append(self._met.anon_vmas.column("parent", done)[rb_root != 0])
+        # AVCs that only trees know.
+        self._vma_pointers.append(self._met.avcs.column("vma", listed))
 
     # A VMA that only an AVC leads to is believed if it looks like one; so is its mm.
     def _read_vmas_of_new_avcs(self) -> None:
         era, space = self._era, self._reader.space
-        pointers = self._met.avcs.column("vma")
+        pointers = np.concatenate(self._vma_pointers)
+        self._vma_pointers = []
         new = self._met.vmas.missing(pointers[~space.wild(pointers, era.vma.size)])
         rows, present = self._reader.rows(era.vma, new)
         start, end = era.vma.column(rows, "vm_start"), era.vma.column(rows, "vm_end")
@@ -234,7 +239,7 @@ class _Collector:
             & ~space.wild(era.vma.column(rows, "anon_vma_chain_next"))
             & ~space.wild(era.vma.column(rows, "vm_mm"), era.mm.size)
         )
-        self._met.vmas.add(new[credible], rows[credible])
+        self._met.vmas.add(new, rows, credible)
         mm = np.unique(era.vma.column(rows[credible], "vm_mm"))
         mm = mm[self._met.mms.find(mm) == NO_ROW]
         mm = mm[looks_like_mm(self._reader, era, mm)]

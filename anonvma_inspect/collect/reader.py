@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn, find_rows
-from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct
 from anonvma_inspect.target.target import Target
 
 __all__ = ("ObjectStore", "Progress", "Reader")
@@ -132,19 +132,35 @@ class ObjectStore:
 
     def missing(self, addresses: U64Column) -> U64Column:
         """Those of the addresses that are not in the store, sorted, each once."""
-        unique = np.unique(addresses)
-        missing: U64Column = unique[self.find(unique) == NO_ROW]
+        each = distinct(addresses)
+        if not len(self):
+            return each
+        missing: U64Column = each[find_rows(self._sorted, each) == NO_ROW]
         return missing
 
-    def add(self, addresses: U64Column, rows: ByteRows) -> None:
+    def add(self, addresses: U64Column, rows: ByteRows, present: BoolColumn | None = None) -> None:
         """Add objects that are not in the store yet.
 
         :param addresses: Each once.
+        :param present: Which of them to add; ``None``: all.
         """
+        if present is not None and not present.all():
+            addresses, rows = addresses[present], rows[present]
         self.address = np.concatenate([self.address, addresses])
         self.rows = np.concatenate([self.rows, rows]) if len(self.rows) else rows
         self._order = np.argsort(self.address, kind="stable")
         self._sorted = self.address[self._order]
+
+    def add_new(self, addresses: U64Column, rows: ByteRows) -> None:
+        """Add those objects that are not in the store yet.
+
+        :param addresses: Any of them several times.
+        """
+        order = np.argsort(addresses, kind="stable")
+        ordered = addresses[order]
+        new = find_rows(self._sorted, ordered) == NO_ROW
+        new[1:] &= ordered[1:] != ordered[:-1]
+        self.add(ordered[new], rows[order[new]])
 
     def column(self, name: str, first: int = 0) -> U64Column:
         """A field of the objects from number ``first`` on."""

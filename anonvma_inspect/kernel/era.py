@@ -66,9 +66,15 @@ class Record:
         self, rows: NDArray[np.uint8], name: str, at: int, types: Mapping[int, str]
     ) -> NDArray[np.generic]:
         field = self.fields[name]
-        start = field.offset - at
-        piece = np.ascontiguousarray(rows[:, start : start + field.size])
-        return piece.view(types[field.size]).reshape(len(rows))
+        # A strided view over the rows: only the field's bytes are copied, and only once.
+        rows = np.ascontiguousarray(rows)
+        return np.ndarray(
+            shape=(len(rows),),
+            dtype=types[field.size],
+            buffer=rows.data if len(rows) else bytes(field.end),
+            offset=field.offset - at,
+            strides=(rows.shape[1],),
+        )
 
 
 @dataclass(frozen=True)

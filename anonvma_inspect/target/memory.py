@@ -28,6 +28,7 @@ __all__ = (
     "RecordingMemory",
     "SegmentMemory",
     "U64Column",
+    "distinct",
     "merge_ranges",
     "take_rows",
 )
@@ -41,6 +42,18 @@ WORD = 8
 # lower half must never be read: in an ELF dump written by QEMU physical address 0 answers for a
 # NULL pointer.
 KERNEL_HALF = 1 << 63
+
+
+def distinct(addresses: U64Column) -> U64Column:
+    """Sort addresses and leave each of them once.
+
+    What ``np.unique()`` does, several times as fast for millions of addresses, of which it makes a
+    hash table.
+    """
+    ordered = np.sort(addresses)
+    new = np.ones(len(ordered), dtype=bool)
+    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    return ordered if new.all() else ordered[new]
 
 
 def merge_ranges(ranges: U64Column) -> U64Column:
@@ -181,7 +194,7 @@ class RecordingMemory:
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
         rows, present = self._memory.gather(addresses, size)
-        start = np.unique(addresses[present])
+        start = distinct(addresses[present])
         low = start & np.uint64(-WORD % 2**64)
         high = (start + np.uint64(size + WORD - 1)) & np.uint64(-WORD % 2**64)
         self._ranges.append(merge_ranges(np.stack([low, high], axis=1)))
@@ -247,7 +260,7 @@ class PagedMemory:
 
     # The slot in the pool of each page (by page number), -1 where it cannot be read.
     def _slot(self, pages: U64Column) -> NDArray[np.int64]:
-        wanted = np.unique(pages)
+        wanted = distinct(pages)
         missing = wanted[~np.isin(wanted, self._pages, assume_unique=True)]
         if len(missing):
             self._load(missing)
