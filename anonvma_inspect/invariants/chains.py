@@ -390,8 +390,8 @@ INVARIANTS = (
             "none itself."
         ),
         consequence=(
-            "Each page of the VMA is found twice, unlinking decrements num_children twice when "
-            "the tree empties, and the surplus AVC's own tree lacks the VMA."
+            "Walks come to the VMA twice for each page. Mostly the surplus entry stands in place "
+            "of one that is missing, and pages of that anon_vma are not found in the VMA."
         ),
         lock="The mm's mmap_lock, and the root's rwsem for write.",
         source=(

@@ -94,8 +94,9 @@ INVARIANTS = (
         ),
         lock="Whatever protects the field: the mmap_lock, and the root's rwsem.",
         source=(
-            "mm/rmap.c: __anon_vma_prepare(), anon_vma_chain_assign(), anon_vma_fork() store plain "
-            "pointers (v6.1, v6.12); include/linux/mm_types.h and rmap.h declare them as such."
+            "__anon_vma_prepare(), anon_vma_fork(), anon_vma_chain_link() (v6.1) or "
+            "anon_vma_chain_assign() (v6.12) in mm/rmap.c store plain pointers; "
+            "include/linux/mm_types.h and include/linux/rmap.h declare them as such."
         ),
         eras=(
             "All released kernels. Where vma->anon_vma is an integer (two proposals, not merged), "
