@@ -74,6 +74,22 @@ def test_a_full_disk(command: str) -> None:
     assert ran.stderr == "anonvma-inspect: cannot go on: No space left on device\n"
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("-c CORE stats", 0),
+        ("frobnicate", 2),
+        ("-c CORE audit --only", 2),
+        ("", 2),
+        ("-c x vma 1", 3),
+    ],
+)
+def test_a_full_disk_for_messages(command: str, code: int) -> None:
+    """Python's own way to fail is exit code 1, a verdict here."""
+    assert shell(f"TOOL {command} 2>/dev/full").returncode == code
+
+
 def test_interrupt() -> None:
     script = (
         "import time, anonvma_inspect.target as target\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
 from anonvma_inspect import __version__
 from anonvma_inspect.cli.mistakes import suggest_command
 from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.session import say
 from anonvma_inspect.errors import UsageError
 
 __all__ = ("COMMANDS", "app")
@@ -69,6 +69,6 @@ def app(context: click.Context) -> int | None:
     anonvma-inspect -c vmcore audit
     """
     if context.invoked_subcommand is None:
-        sys.stderr.write(context.get_help() + "\n")
+        say(context.get_help() + "\n")
         return UsageError.exit_code
     return None

@@ -12,7 +12,7 @@ from typing import NoReturn
 import click
 
 from anonvma_inspect.cli.app import app
-from anonvma_inspect.cli.session import drop
+from anonvma_inspect.cli.session import drop, say
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import AnonVmaInspectError, TargetError, UsageError
 from anonvma_inspect.report.escape import printable
@@ -51,7 +51,7 @@ def _run(arguments: list[str]) -> int:
         _complain(error.format_message())
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else PROGRAM
-        sys.stderr.write(f"Try '{path} --help'.\n")
+        say(f"Try '{path} --help'.\n")
         return UsageError.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
@@ -74,7 +74,7 @@ def _run(arguments: list[str]) -> int:
 # A bug of this tool, which must not look like a verdict on the target.
 def _report_bug(error: Exception, settings: Settings) -> int:
     if settings.verbosity >= 2:
-        sys.stderr.write(printable(traceback.format_exc()))
+        say(printable(traceback.format_exc()))
     what = str(error)
     _complain(
         f"a bug in this tool, please report it: {type(error).__name__}"
@@ -85,7 +85,7 @@ def _report_bug(error: Exception, settings: Settings) -> int:
 
 
 def _complain(message: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: {printable(message)}\n")
+    say(f"{PROGRAM}: {printable(message)}\n")
 
 
 def _make_writable() -> None:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from anonvma_inspect.tables import Tables
     from anonvma_inspect.target import Target
 
-__all__ = ("Session", "drop", "target_facts")
+__all__ = ("Session", "drop", "say", "target_facts")
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Session:
         :param line: Safe to show.
         """
         if self.settings.verbosity >= 0:
-            _write(sys.stderr, [line + "\n"])
+            say(line + "\n")
 
     def answer(self, report: Report) -> None:
         """Write a report to standard output."""
@@ -126,18 +126,32 @@ class Session:
         from anonvma_inspect.report.style import Style
 
         style = Style(color=self.settings.colored, unicode=self.settings.unicode)
-        _write(sys.stdout, render(report, self.settings.format, style))
+        _answer(render(report, self.settings.format, style))
 
 
 # Whoever reads the other end of a pipe may go away: no reason to complain, nor to forget the
 # verdict that the exit code tells.
-def _write(stream: TextIO, pieces: Iterable[str]) -> None:
+def _answer(pieces: Iterable[str]) -> None:
     try:
         for piece in pieces:
-            stream.write(piece)
-        stream.flush()
+            sys.stdout.write(piece)
+        sys.stdout.flush()
     except BrokenPipeError:
-        drop(stream)
+        drop(sys.stdout)
+
+
+def say(text: str) -> None:
+    """Write to standard error.
+
+    If that fails (a log on a full disk), there is nobody to tell, and the verdict stands.
+
+    :param text: Safe to show.
+    """
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        drop(sys.stderr)
 
 
 def drop(stream: TextIO) -> None:
