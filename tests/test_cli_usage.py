@@ -96,6 +96,7 @@ def test_no_command_is_help_and_wrong_usage(cli: Cli) -> None:
         (["-c", "x", "vma", "1f"], "1f is no PID: PIDs are decimal"),
         (["-c", "x", "vma", "0"], "0 is no PID: PIDs go from 1 to 4194304"),
         (["-c", "x", "vma", "99999999999"], "99999999999 is no PID: PIDs go from 1 to 4194304"),
+        (["-c", "x", "vma", "9" * 5000], f"{'9' * 5000} is no PID: PIDs go from 1 to 4194304"),
         (["-c", "x", "vma", "\u0661"], "'\u0661' is no PID"),
         (
             ["-c", "x", "vma", "1", "xyz"],

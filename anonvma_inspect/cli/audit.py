@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from collections.abc import Sequence
 
@@ -72,6 +73,8 @@ def command(
     _report_failures(session, audit.failures)
     if max_findings is None and settings.format == "table":
         max_findings = _MAX_TEXT_FINDINGS
+    elif max_findings is not None:
+        max_findings = min(max_findings, sys.maxsize)
     report = AuditReport(
         facts=target_facts(target, tables),
         audit=audit,

@@ -19,8 +19,9 @@ def parse_pid(text: str) -> int:
 
     :raises UsageError: if it is none.
     """
-    if re.fullmatch(r"[0-9]{1,20}", text, re.ASCII):
-        pid = int(text)
+    if re.fullmatch(r"[0-9]+", text, re.ASCII):
+        # Python itself refuses to convert thousands of digits.
+        pid = int(text.lstrip("0")[:20] or "0")
         if 0 < pid <= _PID_MAX_LIMIT:
             return pid
         raise UsageError(f"{text} is no PID: PIDs go from 1 to {_PID_MAX_LIMIT}")
