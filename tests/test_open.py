@@ -14,6 +14,7 @@ from anonvma_inspect.collect import collect
 from anonvma_inspect.errors import TargetError, UsageError
 from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.elf import Note, write_core
+from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.snapshot import decompress
 
 from .captures import CAPTURES
@@ -72,6 +73,9 @@ def elf(machine: int = 62, kind: int = 4, bits: int = 2, order: int = 1) -> byte
         (b"\xfd7zXZ\0" + bytes(40), "damaged compressed data"),
         (lzma.compress(b"hello, world, this is a text" * 10), "not an ELF file"),
         (write_core("x86_64", [], *[np.empty(0, np.uint64)] * 3), "no dump of a Linux kernel"),
+        (lzma.compress(elf(kind=4) + bytes(56)), "a compressed core that is no snapshot: unpack"),
+        # Unpacking all of it would only be found out to have been in vain.
+        (lzma.compress(bytes(1 << 26)), "not an ELF file"),
     ],
 )
 def test_not_a_core(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -99,9 +103,23 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no permission to read it" in refused(path)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
-def test_device(tmp_path: Path) -> None:
-    assert "/dev/null: empty" in refused(Path("/dev/null"))
+def test_pipe_and_device(tmp_path: Path) -> None:
+    """Opening a pipe would wait for somebody to write to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/null"), Path("/dev/zero")):
+        assert "a pipe or a device" in refused(path)
+
+
+def test_running_kernel() -> None:
+    assert "the running kernel, which this version does not read yet" in refused(
+        Path("/proc/kcore")
+    )
+
+
+def test_files_of_the_kernel_can_be_read() -> None:
+    """They say that they are empty, and cannot be mapped."""
+    assert map_file("/proc/self/status").tobytes().startswith(b"Name:")
 
 
 def test_nothing_named() -> None:
@@ -149,6 +167,36 @@ def test_truncated_compressed_snapshot(tmp_path: Path, kept: float) -> None:
     data = CAPTURE.core.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
     assert "truncated" in refused(path)
+
+
+def test_compressed_snapshot_that_says_to_be_enormous(unpacked: Path, tmp_path: Path) -> None:
+    data = bytearray(unpacked.read_bytes())
+    struct.pack_into("<Q", data, 64 + 56 + 32, 1 << 33)
+    path = tmp_path / "enormous.core.xz"
+    path.write_bytes(lzma.compress(data))
+    assert "unpacks to 8 GiB, more than is unpacked here" in refused(path)
+    path.write_bytes(lzma.compress(unpacked.read_bytes() + bytes(1 << 25)))
+    assert "longer than its headers say" in refused(path)
+
+
+@pytest.mark.parametrize("kind", [2, 3])
+def test_snapshot_without_one_of_its_notes(unpacked: Path, kind: int) -> None:
+    """Another type makes two notes of one."""
+    data = bytearray(unpacked.read_bytes())
+    at = data.index(struct.pack("<I", kind) + b"ANONVMA\0")
+    struct.pack_into("<I", data, at, 77)
+    unpacked.write_bytes(data)
+    assert "this snapshot is not whole" in refused(unpacked)
+
+
+def test_many_note_segments_with_the_same_bytes(tmp_path: Path) -> None:
+    """A small file must not fill the memory."""
+    note = struct.pack("<4sIQQQQQQ", b"\4\0\0\0", 0, 64, 0, 0, 1 << 24, 1 << 24, 4)
+    ehdr = bytearray(elf())
+    struct.pack_into("<H", ehdr, 56, 1000)
+    path = tmp_path / "notes.core"
+    path.write_bytes((bytes(ehdr) + note * 1000).ljust(1 << 24, b"\0"))
+    assert "damaged: note segments of" in refused(path)
 
 
 def test_snapshot_brings_its_own(plain: PlainDump) -> None:

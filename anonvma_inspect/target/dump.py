@@ -37,7 +37,7 @@ from anonvma_inspect.target.program import (
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
 from anonvma_inspect.target.target import Target
-from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
+from anonvma_inspect.target.vmcoreinfo import MAX_VMCOREINFO, parse_vmcoreinfo
 
 __all__ = ("open_dump",)
 
@@ -61,7 +61,7 @@ def open_dump(
     """
     given = None
     if options.vmcoreinfo is not None:
-        given = map_file(options.vmcoreinfo).tobytes()
+        given = map_file(options.vmcoreinfo)[:MAX_VMCOREINFO].tobytes()
         parse_vmcoreinfo(given, options.vmcoreinfo)
     prog = _program(path, core, given)
     vmcoreinfo = given if given is not None else _vmcoreinfo(prog, core)

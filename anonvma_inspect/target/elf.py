@@ -52,6 +52,8 @@ _PHDR = np.dtype(
 )
 _SHDR = struct.Struct("<IIQQQQIIQQ")
 _MAX_NOTE_BYTES = 1 << 28
+# A dump has one or two for each CPU.
+_MAX_NOTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,14 @@ def parse_core(data: NDArray[np.uint8], path: str) -> ElfCore:
         raise TargetError(f"{path}: damaged: a segment of the core wraps around")
     notes: list[Note] = []
     notes_whole = True
+    note_bytes = 0
     for phdr in phdrs[phdrs["type"] == _PT_NOTE]:
         start, size = int(phdr["offset"]), int(phdr["filesz"])
         notes_whole = notes_whole and start + size <= len(data)
-        if size > _MAX_NOTE_BYTES:
-            raise TargetError(f"{path}: damaged: a note segment of {size} bytes")
+        # Of all together: many segments can have the same bytes.
+        note_bytes += size
+        if note_bytes > _MAX_NOTE_BYTES:
+            raise TargetError(f"{path}: damaged: note segments of {note_bytes} bytes")
         notes += _parse_notes(data[start : start + size].tobytes())
     return ElfCore(
         machine=machine,
@@ -156,9 +161,9 @@ def _program_headers(
 
 
 def _parse_notes(data: bytes) -> list[Note]:
-    notes = []
+    notes: list[Note] = []
     at = 0
-    while at + 12 <= len(data):
+    while at + 12 <= len(data) and len(notes) < _MAX_NOTES:
         namesz, descsz, kind = struct.unpack_from("<III", data, at)
         desc_at = at + 12 + (namesz + 3) // 4 * 4
         if desc_at + descsz > len(data):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
+import os
+import stat
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,9 @@ from numpy.typing import NDArray
 from anonvma_inspect.errors import TargetError
 
 __all__ = ("TargetOptions", "map_file")
+
+# More than any kernel's types or symbols take.
+_MAX_READ = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -35,19 +40,33 @@ class TargetOptions:
 def map_file(path: str) -> NDArray[np.uint8]:
     """Map a file into memory, or say what is wrong with it.
 
-    :raises TargetError: if it is missing, unreadable, no regular file, or empty.
+    :raises TargetError: if it is missing, unreadable, a directory, pipe or device, or empty.
     """
     try:
-        if Path(path).is_dir():
+        status = os.stat(path)
+        mode = status.st_mode
+        if stat.S_ISDIR(mode):
             raise TargetError(f"{path}: a directory, not a file")
-        with open(path, "rb") as file:
-            # Only regular files can be mapped; the length of a pipe or device is 0.
-            size = file.seek(0, 2)
-            if not size:
-                raise TargetError(f"{path}: empty")
-            return np.frombuffer(
-                mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), dtype=np.uint8
+        # A dump can lie on a block device. Opening a pipe would wait for a writer.
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            raise TargetError(
+                f"{path}: a pipe or a device, not a file: save what it gives in a file first"
             )
+        with open(path, "rb") as file:
+            size = file.seek(0, 2) if stat.S_ISBLK(mode) else status.st_size
+            if size:
+                with contextlib.suppress(OSError):
+                    mapped = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+                    return np.frombuffer(mapped, dtype=np.uint8)
+            # The kernel's own files (/proc/kallsyms, /sys/kernel/btf/vmlinux) have no size, or
+            # cannot be mapped (the latter before v6.16).
+            file.seek(0)
+            data = file.read(_MAX_READ + 1)
+            if not data:
+                raise TargetError(f"{path}: empty")
+            if len(data) > _MAX_READ:
+                raise TargetError(f"{path}: cannot be mapped, and is too large to be read")
+            return np.frombuffer(data, dtype=np.uint8)
     except FileNotFoundError:
         raise TargetError(f"{path}: no such file") from None
     except PermissionError:

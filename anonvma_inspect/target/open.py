@@ -36,6 +36,11 @@ def open_target(options: TargetOptions) -> Target:
     if options.core is None:
         raise UsageError("no target named: give a vmcore or a snapshot with -c PATH")
     path = options.core
+    if Path(path).resolve() == Path("/proc/kcore"):
+        raise TargetError(
+            f"{path}: the running kernel, which this version does not read yet; dump it, and name "
+            "the dump with -c PATH"
+        )
     data = map_file(path)
     head = data[:16].tobytes()
     for magic, advice in _NOT_READ:
@@ -43,8 +48,7 @@ def open_target(options: TargetOptions) -> Target:
             raise TargetError(f"{path}: {advice}")
     if head.startswith(_KDUMP):
         return _open_dump(path, None, data, options)
-    compressed = is_compressed(head)
-    if compressed:
+    if is_compressed(head):
         data = decompress(Path(path))
     elif not head.startswith(b"\x7fELF"):
         raise TargetError(
@@ -54,8 +58,6 @@ def open_target(options: TargetOptions) -> Target:
     snapshot = parse_snapshot(core, data, path)
     if snapshot is not None:
         return _open_snapshot(path, snapshot, options)
-    if compressed:
-        raise TargetError(f"{path}: a compressed core that is no snapshot: unpack it first (unxz)")
     return _open_dump(path, core, data, options)
 
 

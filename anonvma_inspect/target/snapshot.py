@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.target.elf import ElfCore, Note, write_core
+from anonvma_inspect.target.elf import ElfCore, Note, parse_core, write_core
 from anonvma_inspect.target.memory import WORD, AddressSpace, Memory, SegmentMemory, U64Column
 
 __all__ = (
@@ -39,7 +39,8 @@ _PAGE = 4096
 # More segments than an ELF header counts without an extension; neighbours are joined before that.
 _MAX_SEGMENTS = 60000
 # A compressed file may not unpack to more than this: it could be made to fill all memory.
-_MAX_UNPACKED = 8 << 30
+_MAX_UNPACKED = 2 << 30
+_PIECE = 1 << 24
 _XZ_MAGIC = b"\xfd7zXZ\0"
 
 
@@ -82,24 +83,41 @@ class Snapshot:
 
 
 def decompress(path: Path) -> NDArray[np.uint8]:
-    """Unpack an ``.xz`` file.
+    """Unpack a snapshot out of an ``.xz`` file.
 
-    :raises TargetError: if it is damaged, cut short, or unpacks to something absurdly large.
+    :raises TargetError: if it is damaged, cut short, no snapshot, or absurdly large.
     """
-    pieces = []
-    total = 0
     try:
         with lzma.open(path) as file:
-            while piece := file.read(1 << 24):
-                pieces.append(piece)
-                total += len(piece)
-                if total > _MAX_UNPACKED:
-                    raise TargetError(f"{path}: unpacks to more than {_MAX_UNPACKED >> 30} GiB")
+            head = file.read(_PIECE)
+            size = _unpacked_size(head, path)
+            data = bytearray(head)
+            while len(data) < size and (piece := file.read(min(_PIECE, size - len(data)))):
+                data += piece
+            # The sums are checked at the end of the compressed data.
+            if file.read(1):
+                raise TargetError(f"{path}: damaged: longer than its headers say")
     except EOFError:
         raise TargetError(f"{path}: truncated: the compressed data end too early") from None
     except lzma.LZMAError as error:
         raise TargetError(f"{path}: damaged compressed data ({error})") from None
-    return np.frombuffer(b"".join(pieces), dtype=np.uint8)
+    return np.frombuffer(data, dtype=np.uint8)
+
+
+# How long a snapshot is by its headers, all of which, and its own description, are in `head`:
+# what is none, or says to be enormous, is not unpacked to find that out.
+def _unpacked_size(head: bytes, path: Path) -> int:
+    core = parse_core(np.frombuffer(head, dtype=np.uint8), str(path))
+    if not any(note.name == _NOTE_NAME and note.type == _NOTE_HEADER for note in core.notes):
+        raise TargetError(f"{path}: a compressed core that is no snapshot: unpack it first (unxz)")
+    ends = core.load.offset + core.load.filesz
+    size = max([len(head), *(int(end) for end in ends)])
+    if size > _MAX_UNPACKED:
+        raise TargetError(
+            f"{path}: unpacks to {size >> 30} GiB, more than is unpacked here: unpack it first "
+            "(unxz)"
+        )
+    return size
 
 
 def is_compressed(head: bytes) -> bool:
@@ -117,7 +135,7 @@ def parse_snapshot(core: ElfCore, data: NDArray[np.uint8], path: str) -> Snapsho
     if _NOTE_HEADER not in notes:
         return None
     header = _parse_header(notes[_NOTE_HEADER], path)
-    if not core.complete or len(notes) < 3:
+    if not core.complete or not {_NOTE_BTF, _NOTE_CAPTURED} <= notes.keys():
         raise TargetError(f"{path}: truncated: this snapshot is not whole; copy it again")
     load = core.load
     order = np.argsort(load.vaddr)
@@ -169,7 +187,7 @@ def _parse_header(desc: bytes, path: str) -> SnapshotHeader:
             and 0 <= header.direct_map < 2**64
             and header.page_size in (1 << shift for shift in range(12, 17))
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         sound = False
     if not sound:
         raise TargetError(f"{path}: damaged: the snapshot's own description cannot be read")

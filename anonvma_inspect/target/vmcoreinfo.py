@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from anonvma_inspect.errors import TargetError
 
-__all__ = ("parse_vmcoreinfo",)
+__all__ = ("MAX_VMCOREINFO", "parse_vmcoreinfo")
 
-_MAX_BYTES = 1 << 20
+#: Bytes that are looked at; no kernel's has more than some pages.
+MAX_VMCOREINFO = 1 << 20
 
 
 def parse_vmcoreinfo(text: bytes, path: str) -> dict[str, str]:
@@ -18,7 +19,7 @@ def parse_vmcoreinfo(text: bytes, path: str) -> dict[str, str]:
     :param path: Where it comes from, for messages.
     :raises TargetError: if it is no VMCOREINFO.
     """
-    lines = text[:_MAX_BYTES].rstrip(b"\0").decode("ascii", "replace").splitlines()
+    lines = text[:MAX_VMCOREINFO].rstrip(b"\0").decode("ascii", "replace").splitlines()
     values = dict(line.partition("=")[::2] for line in lines if "=" in line)
     missing = [key for key in ("OSRELEASE", "PAGESIZE") if key not in values]
     if missing:
