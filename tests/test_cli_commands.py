@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -404,6 +405,30 @@ def test_snapshot_of_a_snapshot(cli: Cli, tmp_path: Path) -> None:
     assert ran.out.startswith("PID 1: ")
     assert "/" not in ran.out
     assert "names of files are not in this snapshot" in ran.err
+    # One made of it does not pretend to have them.
+    again = str(tmp_path / "anonymous.core")
+    answer = json.loads(cli("-c", str(path), "--format", "json", "snapshot", "-o", again).out)
+    assert answer["anonymized"] is True
+    assert "names of files are not in this snapshot" in cli("-c", again, "vma", "1").err
+
+
+def test_where_a_snapshot_is_written(cli: Cli, tmp_path: Path) -> None:
+    """Through a symbolic link, but not in place of a device: that would be gone for everybody."""
+    link, file, pipe = tmp_path / "link", tmp_path / "file", tmp_path / "pipe"
+    link.symlink_to(file)
+    assert cli("-c", CORE, "snapshot", "-o", str(link)).code == 0
+    assert link.is_symlink()
+    assert file.stat().st_size
+    os.mkfifo(pipe)
+    for path in (str(pipe), "/dev/null"):
+        message = cli.fails(2, "-c", CORE, "snapshot", "--force", "-o", path)
+        assert "a device or a pipe" in message
+    assert "needs the name" in cli.fails(2, "-c", CORE, "snapshot", "-o", "")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "link", "pipe"]
+
+
+def test_audit_with_a_huge_limit(cli: Cli) -> None:
+    assert cli("-c", CORE, "audit", "--max-findings", "9" * 30).code == 0
 
 
 # --- options -------------------------------------------------------------------------------------

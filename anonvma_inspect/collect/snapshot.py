@@ -70,9 +70,14 @@ def check_output(path: str, *, force: bool) -> None:
 
     :raises UsageError: if it exists and ``force`` is not set, or cannot be made.
     """
-    output = Path(path)
+    if not path:
+        raise UsageError("-o needs the name of the file to write")
+    output = Path(path).resolve()
     if output.is_dir():
         raise UsageError(f"{path}: a directory; name the file to write")
+    # The new file takes the name of the old: a device would be gone for everybody.
+    if output.exists() and not output.is_file():
+        raise UsageError(f"{path}: a device or a pipe; name the file to write")
     if output.exists() and not force:
         raise UsageError(f"{path}: exists already; --force overwrites it")
     parent = output.parent
@@ -99,6 +104,8 @@ def save_snapshot(
     :raises TargetError: if the target has no BTF to take the needed types from.
     """
     check_output(path, force=force)
+    # What is not in a snapshot does not come into one made of it.
+    anonymize = anonymize or (target.walks is not None and "file names" not in target.walks)
     btf = target.load_btf().reduce(_TYPES)
     recording = RecordingMemory(target.memory)
     recorded = dataclasses.replace(target, memory=recording)
@@ -147,10 +154,15 @@ def save_snapshot(
 
 # The name appears only when the file is whole.
 def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    real = path.resolve()
+    part = real.with_name(f"{real.name}.{os.getpid()}.part")
     try:
-        part.write_bytes(data)
-        part.replace(path)
+        part.touch(exist_ok=False)
+        try:
+            part.write_bytes(data)
+            part.replace(real)
+        except BaseException:
+            part.unlink()
+            raise
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise UsageError(f"{path}: cannot be written: {error.strerror or error}") from None

@@ -114,7 +114,7 @@ def _follow(
             return False
         if node[0] == head:
             return True
-        address = int(node[0] - offset)
+        address = int((node - offset)[0])
         if address in seen or reader.space.wild(node)[0]:
             problem = "the task list loops" if address in seen else f"{direction} is wild"
             reader.broken(NO_ROW, int(task[0]), "task_struct", int(node[0]), problem)
