@@ -1,7 +1,7 @@
 """The catalogue of invariants: choosing from it, and auditing tables by it.
 
-A module of invariants declares them in a tuple ``INVARIANTS``; it is found by being here. Adding an
-invariant to one of them touches that file alone.
+Each module of invariants declares its own in a tuple ``INVARIANTS``: adding one touches that file
+alone.
 """
 
 from __future__ import annotations
