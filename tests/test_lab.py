@@ -15,8 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from labkit.apt import Package, newest
 from labkit.errors import GuestError, LabError
+from labkit.figures import figures
 from labkit.initramfs import Archive
+from labkit.kdump import dump_names
 from labkit.kernels import KERNELS, config_facts, kernel
+from labkit.makedumpfile import Filter
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
 from labkit.programs import HERE, WORKLOADS
@@ -270,9 +273,39 @@ def test_workloads_have_parameters_and_fixtures() -> None:
         source = (HERE / "workloads" / f"{name}.c").read_text()
         for parameter in (*PARAMETERS[name], "seed"):
             assert f'lab_parameter(argc, argv, "{parameter}"' in source
-    for kernel_name in KERNELS:
-        for workload in ("forktree", "forkchain", "vmaops", "mixed"):
-            assert FIXTURES[f"{workload}-{kernel_name}"].kernel == kernel_name
+
+
+def test_fixtures_cover_all() -> None:
+    plans = FIXTURES.values()
+    assert {one.kernel for one in plans} == set(KERNELS)
+    # The others have no end, or are too large.
+    assert {one.workload for one in plans} == set(WORKLOADS) - {"storm", "large"}
+    assert all(name.endswith(f"{one.workload}-{one.kernel}") for name, one in FIXTURES.items())
+    assert {one.kdump.compression for one in plans if one.kdump} == {"lzo", "zstd", "zlib"}
+
+
+def test_figures() -> None:
+    # Two children by hand: the parent's VMA has one link, each child's two; five AVCs.
+    many = figures("many", {"children": 2, "pages": 10})
+    assert many is not None
+    assert (many["vmas"], many["avcs"], many["anon_vmas"]) == (3, 5, 3)
+    assert (many["largest_tree"], many["trees_of_one"]) == (3, 2)
+    # A parent's page is looked for in three VMAs, ten of them; a child's in its own, twenty.
+    assert many["visits_all_pages"] == 10 * 3 + 20
+    # A child and its child with two pages, each a VMA: root 2, child 2 * 2, grandchild 2 * 3 links.
+    large = figures("large", {"children": 1, "grandchildren": 1, "pages": 2, "written": 1})
+    assert large is not None
+    assert (large["vmas"], large["avcs"], large["anon_vmas"]) == (6, 12, 5)
+    assert figures("mixed", {}) is None
+
+
+def test_makedumpfile_command() -> None:
+    assert Filter().command() == "makedumpfile -c -d 31 /proc/vmcore part1"
+    split = Filter("zstd", level=1, parts=2).command()
+    assert split == "makedumpfile -z -d 1 --split /proc/vmcore part1 part2"
+    assert Filter("none").command() == "makedumpfile -d 31 /proc/vmcore part1"
+    assert dump_names(Path("a/x.core"), 1) == [Path("a/x.core")]
+    assert dump_names(Path("a/x.core"), 2) == [Path("a/x.core.1"), Path("a/x.core.2")]
 
 
 def test_plan() -> None:

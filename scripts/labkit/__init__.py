@@ -3,14 +3,19 @@
 ``scripts/lab`` is the way in. From nothing but a Debian machine it fetches a kernel package, builds
 an initramfs, boots a guest, runs a workload, lets the guest say what is there, and dumps it::
 
-    kernels    which kernels there are, fetched through apt and unpacked into a cache
+    kernels    which kernels there are, fetched through apt and unpacked into a cache; suites is apt
+               for other suites and architectures, symbols what a kernel does not tell of itself
+    machines   the architectures of guests; busybox and modules what goes into one
     programs   the C programs (workloads, witness), compiled static
     initramfs  a cpio archive written here, byte by byte
     guest      one QEMU, from start to end; qmp is how it is spoken to
     word       what the witness in the guest wrote, taken apart
     manifest   the JSON beside each dump or fixture
     specs      the fixtures, and the parameters of the workloads
-    capture    the steps in their order; storm the same for a guest that never rests
+    capture    a dump, step by step; storm the same for a guest that never rests
+    kdump      the same by crashing the guest, with makedumpfile in a second kernel
+    fixtures   dumps made into fixtures
+    figures    what a workload must come to, worked out by hand
 
 Nothing here knows the package that inspects the dumps: what the lab says must stand on its own.
 """

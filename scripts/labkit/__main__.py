@@ -12,8 +12,10 @@ import click
 from . import manifest
 from .capture import Lab
 from .errors import LabError
-from .kdump import COMPRESSIONS, Filter, dump_names, kdump
+from .fixtures import capture_fixture
+from .kdump import dump_names, kdump
 from .kernels import KERNELS, fetch_debuginfo, kernel
+from .makedumpfile import COMPRESSIONS, Filter
 from .programs import WORKLOADS
 from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
 from .storm import storm as run_storm
@@ -48,7 +50,8 @@ def cli(context: click.Context, accel: str, timeout: float) -> None:
 
 
 def _describe(plan: Plan) -> str:
-    return f"{plan.name:16} {plan.kernel:6} {plan.workload:10} {' '.join(plan.arguments())}"
+    kind = f" ({plan.kdump.command()})" if plan.kdump else ""
+    return f"{plan.name:21} {plan.kernel:10} {plan.workload:9} {' '.join(plan.arguments())}{kind}"
 
 
 @cli.command("list")
@@ -76,7 +79,7 @@ def capture(lab: Lab, name: str | None, everything: bool, keep_core: Path | None
     if everything and keep_core is not None:
         raise click.UsageError("--keep-core is for one fixture.")
     for one in FIXTURES.values() if name is None else [fixture(name)]:
-        lab.capture(one, keep_core)
+        capture_fixture(lab, one, keep_core)
 
 
 @cli.command()

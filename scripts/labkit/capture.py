@@ -1,9 +1,7 @@
-"""The steps of a capture: kernel, programs, guest, word, dump, snapshot, manifest."""
+"""A dump of a guest, step by step: kernel, programs, guest, word, dump, manifest."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -13,8 +11,7 @@ from typing import Any
 
 from . import initramfs, manifest
 from .busybox import find_busybox
-from .cache import locked
-from .errors import GuestError, LabError
+from .errors import GuestError
 from .figures import figures
 from .guest import Guest, qemu_version
 from .kernels import KernelImage, config_facts, fetch, fetch_system_map, kernel
@@ -171,52 +168,3 @@ class Lab:
         elif wanted.symbols == "package":
             self.say(f"{prepared.plan.name}: System.map of {prepared.image.debug_package}")
             write_map(fetch_system_map(wanted, self.cache), path)
-
-    def capture(self, plan: Plan, keep_core: Path | None) -> None:
-        """Make fixtures/NAME.core.xz and fixtures/NAME.json from nothing."""
-        with locked(self.cache, f"capture-{plan.name}"):
-            self._capture(plan, keep_core)
-
-    def _capture(self, plan: Plan, keep_core: Path | None) -> None:
-        core = keep_core if keep_core is not None else self.cache / f"{plan.name}.core"
-        made = self.dump(plan, core, f"scripts/lab capture {plan.name}")
-        made["dump"] = {"size": core.stat().st_size, "sha256": manifest.sha256(core)}
-        try:
-            snapshot = self._snapshot(plan, core)
-        except LabError as error:
-            # The dump took a minute: it stays, and with it the guest's word.
-            manifest.write(made, core.with_suffix(".json"))
-            raise LabError(f"{error}\nThe dump is kept: {core}") from None
-        manifest.write(made, self.fixtures / f"{plan.name}.json")
-        if keep_core is None:
-            core.unlink()
-            core.with_suffix(".map").unlink(missing_ok=True)
-        self.say(f"Wrote {snapshot} ({snapshot.stat().st_size / 1000:.0f} kB) and its .json")
-
-    # The snapshot is the package's work, and its command line is all that the lab knows of it.
-    def _snapshot(self, plan: Plan, core: Path) -> Path:
-        target = self.fixtures / f"{plan.name}.core.xz"
-        partial = self.fixtures / f".{plan.name}.partial.core.xz"
-        self.fixtures.mkdir(exist_ok=True)
-        partial.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "anonvma_inspect", "-c", str(core)]
-        symbols = core.with_suffix(".map")
-        if symbols.is_file():
-            command += ["--system-map", str(symbols)]
-        try:
-            result = subprocess.run(
-                [*command, "snapshot", "-o", str(partial)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode or not partial.is_file():
-                complaint = result.stderr.strip()[-2000:]
-                raise LabError(
-                    f"The snapshot of {plan.name} failed with status {result.returncode}: "
-                    f"{complaint or 'nothing said'}"
-                )
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
-        return target

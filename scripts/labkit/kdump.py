@@ -10,7 +10,7 @@ from __future__ import annotations
 import gzip
 import tarfile
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,36 +20,14 @@ from .capture import Lab
 from .errors import LabError
 from .guest import Guest
 from .kernels import Kernel, fetch, kernel
-from .makedumpfile import Makedumpfile, fetch_makedumpfile
+from .makedumpfile import Filter, Makedumpfile, fetch_makedumpfile
 from .modules import find_modules
 from .specs import Plan, word_options
 
-__all__ = ("COMPRESSIONS", "Filter", "dump_names", "kdump")
-
-#: makedumpfile's options for each way of compressing.
-COMPRESSIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
+__all__ = ("dump_names", "kdump")
 
 _RESERVED = 256  # MiB for the capture kernel
 _DISK = 2 << 30  # bytes, sparse
-
-
-@dataclass(frozen=True)
-class Filter:
-    """How makedumpfile makes a dump."""
-
-    compression: str = "zlib"
-    level: int = 31
-    parts: int = 1
-    #: Suites of the makedumpfile; None for those that are right for the kernel.
-    suites: tuple[str, ...] | None = None
-
-    def command(self) -> str:
-        """The command of the capture kernel, in the directory of the dump."""
-        parts = [f"part{number}" for number in range(1, self.parts + 1)]
-        option = COMPRESSIONS[self.compression]
-        split = ["--split"] if self.parts > 1 else []
-        words = [option, "-d", str(self.level), *split, "/proc/vmcore", *parts]
-        return " ".join(["makedumpfile", *filter(None, words)])
 
 
 def dump_names(output: Path, parts: int) -> list[Path]:

@@ -1,4 +1,4 @@
-"""makedumpfile and its shared libraries, out of Debian's packages, for the capture kernel."""
+"""makedumpfile: how it is called; and the program, with its libraries, out of Debian's packages."""
 
 from __future__ import annotations
 
@@ -13,9 +13,31 @@ from .cache import locked
 from .errors import LabError
 from .suites import other_suites
 
-__all__ = ("Makedumpfile", "fetch_makedumpfile", "library_closure")
+__all__ = ("COMPRESSIONS", "Filter", "Makedumpfile", "fetch_makedumpfile", "library_closure")
+
+#: makedumpfile's options for each way of compressing.
+COMPRESSIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
 
 _LOADER = "ld-linux-x86-64.so.2"
+
+
+@dataclass(frozen=True)
+class Filter:
+    """How makedumpfile makes a dump."""
+
+    compression: str = "zlib"
+    level: int = 31
+    parts: int = 1
+    #: Suites of the makedumpfile; None for those that are right for the kernel.
+    suites: tuple[str, ...] | None = None
+
+    def command(self) -> str:
+        """The command of the capture kernel, in the directory of the dump."""
+        parts = [f"part{number}" for number in range(1, self.parts + 1)]
+        option = COMPRESSIONS[self.compression]
+        split = ["--split"] if self.parts > 1 else []
+        words = [option, "-d", str(self.level), *split, "/proc/vmcore", *parts]
+        return " ".join(["makedumpfile", *filter(None, words)])
 
 
 @dataclass(frozen=True)
