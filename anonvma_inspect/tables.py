@@ -268,8 +268,8 @@ class AnonVmas:
 class Nodes:
     """Places in interval trees, as met from ``rb_root`` down; sorted by anon_vma and order.
 
-    An AVC stands in one place of one tree; if it is met again, each meeting is a row, and only the
-    first was followed further down (``again``).
+    An AVC stands in one place of one tree; if it is met again, each meeting is a row, and all but
+    one are marked: the one that was followed further down, else the first (``again``).
     """
 
     #: Row in :class:`AnonVmas` whose tree it is (not what ``avc->anon_vma`` says).
@@ -283,7 +283,7 @@ class Nodes:
     right: RowColumn
     #: 0 for the root of the tree.
     depth: I64Column
-    #: Met before, in this tree or another.
+    #: Another meeting of the same AVC counts, in this tree or another.
     again: BoolColumn
 
 

@@ -103,11 +103,11 @@ class _Collector:
         self._reader, self._era, self._threads, self._tgids = reader, era, threads, tgids
         self._limited = limited
         self._met = Met.nothing(reader, era)
-        # How far the fixpoint has come: objects with higher numbers are new.
-        self._avcs_done = 0
-        # Where AVCs lead that the list they are on does not account for.
-        self._vma_pointers: list[U64Column] = []
+        # How far the fixpoint has come: anon_vmas with higher numbers are new; and where AVCs lead
+        # that were met since (a VMA that is the one whose list the AVC is on is left out).
         self._anon_vmas_done = 0
+        self._vma_pointers: list[U64Column] = []
+        self._anon_vma_pointers: list[U64Column] = []
 
     def run(
         self,
@@ -193,15 +193,17 @@ class _Collector:
         self._met.links.append((walk.vma + done, walk.position, walk.address))
         pointer = self._era.avc.column(walk.rows, "vma")
         self._vma_pointers.append(pointer[pointer != self._met.vmas.address[walk.vma + done]])
+        self._anon_vma_pointers.append(self._era.avc.column(walk.rows, "anon_vma"))
+        active, _ = decode_anon_vma(self._met.vmas.column("anon_vma", done))
+        self._anon_vma_pointers.append(active)
         self._met.avcs.add_new(walk.address, walk.rows)
 
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that
     # nothing else leads to; at rest there is none.
     def _read_new_anon_vmas(self, seeds: U64Column) -> None:
-        active, _ = decode_anon_vma(self._met.vmas.column("anon_vma"))
-        pointers = [self._met.avcs.column("anon_vma", self._avcs_done), active, seeds]
-        self._avcs_done = listed = len(self._met.avcs)
+        pointers = [*self._anon_vma_pointers, seeds]
+        listed = len(self._met.avcs)
         while True:
             wanted = np.concatenate(pointers)
             wanted = self._met.anon_vmas.missing(
@@ -220,8 +222,10 @@ class _Collector:
             pointers = [self._met.anon_vmas.column("root", done)]
             if self._era.has_parent:
                 pointers.append(self._met.anon_vmas.column("parent", done)[rb_root != 0])
-        # AVCs that only trees know.
-        self._vma_pointers.append(self._met.avcs.column("vma", listed))
+        # Of the AVCs that only trees know, those that belong there.
+        followed = self._met.trees.followed(listed)
+        self._vma_pointers.append(self._met.avcs.column("vma", listed)[followed])
+        self._anon_vma_pointers = [self._met.avcs.column("anon_vma", listed)[followed]]
 
     # A VMA that only an AVC leads to is believed if it looks like one; so is its mm.
     def _read_vmas_of_new_avcs(self) -> None:

@@ -24,7 +24,7 @@ class TreeWalker:
     Which AVCs a tree holds is found only this way: the ``rb`` of an AVC that is listed, but not
     inserted, is garbage. A node is followed if it agrees with the tree in one of two words: its
     ``anon_vma`` is this one, or its ``rb`` parent is the node that the walk comes from. An AVC that
-    is met a second time, in whatever tree, is noted and not followed again, so every walk ends.
+    was followed once is not followed again, in whatever tree, so every walk ends.
 
     :param avcs: Where AVCs are kept; those that only a tree knows are added.
     """
@@ -33,7 +33,9 @@ class TreeWalker:
         self._reader = reader
         self._avcs = avcs
         self._offset = np.uint64(avcs.record.offset("rb"))
-        self._visited = np.zeros(0, dtype=bool)
+        self._followed = np.zeros(0, dtype=bool)
+        # Scratch space: for each AVC, its place in a level.
+        self._place = np.empty(0, dtype=np.int64)
         self._nodes: list[dict[str, RowColumn]] = []
         self._count = 0
 
@@ -67,8 +69,7 @@ class TreeWalker:
             rows = self._avcs.rows[avc]
             ours = record.column(rows, "anon_vma") == anon_vma[front["tree"]]
             linked = rb_parent(record.column(rows, "rb_parent_color")) == front["parent_node"]
-            again = self._meet(avc)
-            followed = (ours | linked) & ~again
+            followed = self._follow(avc, ours | linked)
             whole[front["tree"][~followed]] = False
             number = self._count + np.arange(len(avc))
             self._nodes.append(
@@ -78,7 +79,7 @@ class TreeWalker:
                     "parent": front["parent"],
                     "side": front["side"],
                     "depth": np.full(len(avc), depth, dtype=np.int64),
-                    "again": again.astype(np.int64),
+                    "followed": followed.astype(np.int64),
                 }
             )
             self._count += len(avc)
@@ -102,31 +103,45 @@ class TreeWalker:
             avc = self._avcs.find(address)
         return avc
 
-    # Which of the AVCs were met before, here or earlier in this level.
-    def _meet(self, avc: RowColumn) -> BoolColumn:
-        if len(self._visited) < len(self._avcs):
-            grown = np.zeros(max(len(self._avcs), 2 * len(self._visited)), dtype=bool)
-            grown[: len(self._visited)] = self._visited
-            self._visited = grown
-        again = self._visited[avc]
-        self._visited[avc] = True
-        fresh = np.flatnonzero(~again)
-        _, first = np.unique(avc[fresh], return_index=True)
-        if len(first) != len(fresh):
-            repeated = np.ones(len(fresh), dtype=bool)
-            repeated[first] = False
-            again[fresh[repeated]] = True
-        return again
+    # Which of a level's places are followed: those that are wanted, each AVC once in all.
+    def _follow(self, avc: RowColumn, wanted: BoolColumn) -> BoolColumn:
+        self._grow()
+        places = np.flatnonzero(wanted & ~self._followed[avc])
+        chosen = avc[places]
+        self._followed[chosen] = True
+        # Of several places of one AVC in this level the first one: written backwards, it stays.
+        self._place[chosen[::-1]] = places[::-1]
+        follow = np.zeros(len(avc), dtype=bool)
+        follow[places[self._place[chosen] == places]] = True
+        return follow
+
+    def _grow(self) -> None:
+        if len(self._followed) < len(self._avcs):
+            size = max(len(self._avcs), 2 * len(self._followed))
+            self._followed = np.append(self._followed, np.zeros(size - len(self._followed), bool))
+            self._place = np.empty(size, dtype=np.int64)
+
+    def followed(self, first: int) -> BoolColumn:
+        """Which AVCs, from number ``first`` on, were followed in a tree."""
+        self._grow()
+        return self._followed[first : len(self._avcs)]
 
     def nodes(self) -> dict[str, RowColumn]:
-        """All nodes met so far: ``tree``, ``avc``, ``parent``, ``side`` (0 left), ``depth``,
-        ``again``; in the order in which they were met, ``parent`` by this numbering.
+        """All nodes met so far: ``tree``, ``avc``, ``parent``, ``side`` (0 left), ``depth``, and
+        ``again`` for all meetings of an AVC but one: the one that was followed, else the first; in
+        the order in which they were met, ``parent`` by this numbering.
         """
-        names = ("tree", "avc", "parent", "side", "depth", "again")
-        return {
+        names = ("tree", "avc", "parent", "side", "depth", "followed")
+        nodes = {
             name: np.concatenate([level[name] for level in self._nodes] or [np.empty(0, np.int64)])
             for name in names
         }
+        nodes["again"] = np.zeros(len(nodes["avc"]), dtype=np.int64)
+        often = np.flatnonzero(np.bincount(nodes["avc"], minlength=1)[nodes["avc"]] > 1)
+        order = often[np.lexsort((often, -nodes["followed"][often], nodes["avc"][often]))]
+        repeated = nodes["avc"][order[1:]] == nodes["avc"][order[:-1]]
+        nodes["again"][order[1:][repeated]] = 1
+        return nodes
 
 
 def in_order(parent: RowColumn, side: RowColumn, depth: I64Column) -> RowColumn:
