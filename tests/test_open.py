@@ -275,6 +275,15 @@ def test_vmlinux_of_another_build(plain: PlainDump) -> None:
     assert CAPTURE.target.release in message
 
 
+def test_dump_cut_in_its_notes(tmp_path: Path) -> None:
+    """What libelf says of it, drgn raises as an Exception of no class of its own."""
+    vmcoreinfo = Note(b"VMCOREINFO", 0, b"OSRELEASE=6.1\nPAGESIZE=4096\n")
+    notes = [vmcoreinfo, Note(b"CORE", 1, bytes(8192))]
+    path = tmp_path / "cut.core"
+    path.write_bytes(write_core("x86_64", notes, *[np.array([0], np.uint64)] * 3)[:4096])
+    assert "drgn cannot open it" in refused(path)
+
+
 def test_truncated_dump(plain: PlainDump, tmp_path: Path) -> None:
     """The kernel's image lies in the last segments: without it no symbol has a value."""
     data = plain.core.read_bytes()

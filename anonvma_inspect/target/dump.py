@@ -19,7 +19,7 @@ from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.elf import ElfCore
 from anonvma_inspect.target.files import TargetOptions, map_file
 from anonvma_inspect.target.find_btf import find_btf
-from anonvma_inspect.target.kallsyms import ANCHORS, Kallsyms, parse_system_map, relocate
+from anonvma_inspect.target.kallsyms import ANCHORS, MAX_TEXT, Kallsyms, parse_system_map, relocate
 from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
 from anonvma_inspect.target.memory import (
     AddressSpace,
@@ -28,7 +28,6 @@ from anonvma_inspect.target.memory import (
     SegmentMemory,
 )
 from anonvma_inspect.target.program import (
-    DRGN_ERRORS,
     MACHINES,
     SYMBOLS,
     program_symbols,
@@ -137,7 +136,7 @@ def _program(path: str, core: ElfCore | None, vmcoreinfo: bytes | None) -> drgn.
     try:
         prog = drgn.Program(vmcoreinfo=vmcoreinfo)
         prog.set_core_dump(path)
-    except DRGN_ERRORS as error:
+    except Exception as error:  # what libelf and libkdumpfile say comes in no class of its own
         raise TargetError(f"{path}: drgn cannot open it: {error}") from None
     if drgn.ProgramFlags.IS_LINUX_KERNEL not in prog.flags:
         raise TargetError(f"{path}: no dump of a Linux kernel, drgn says")
@@ -164,7 +163,7 @@ def _must_read(prog: drgn.Program, address: int, size: int, path: str, cut: str)
 def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]) -> None:
     map_file(vmlinux)
     # Whether it worked shows in what is known afterwards.
-    with contextlib.suppress(drgn.MissingDebugInfoError, *DRGN_ERRORS):
+    with contextlib.suppress(Exception):  # as above
         prog.load_debug_info([vmlinux])
     try:
         prog.type("struct vm_area_struct")
@@ -185,7 +184,7 @@ def _symbols(
 ) -> dict[str, int]:
     found: dict[str, int] = {}
     if options.system_map is not None:
-        text = map_file(options.system_map).tobytes()
+        text = map_file(options.system_map)[: MAX_TEXT + 1].tobytes()
         found = relocate(parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts)
     elif options.symbols is not None:
         found = program_symbols(prog)

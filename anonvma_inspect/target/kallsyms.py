@@ -6,7 +6,7 @@ for a few symbols, never by the release. VMCOREINFO names the tables since Linux
 f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms symbol") (in v6.0).
 """
 
-__all__ = ("ANCHORS", "Kallsyms", "parse_system_map", "relocate")
+__all__ = ("ANCHORS", "MAX_TEXT", "Kallsyms", "parse_system_map", "relocate")
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,8 @@ ANCHORS = ("_stext", "swapper_pg_dir", "init_uts_ns")
 # A kernel has some 200,000 symbols in 2 MB.
 _MAX_SYMBOLS = 1 << 22
 _MAX_NAMES = 1 << 26
-_MAX_TEXT = 1 << 28
+#: Bytes of a text that is read.
+MAX_TEXT = 1 << 28
 # Several times KSYM_NAME_LEN, the most that scripts/kallsyms.c puts into one token.
 _MAX_TOKEN = 2048
 
@@ -205,7 +206,7 @@ def parse_system_map(
     :return: Addresses, as the text says; the first, if it has several symbols of one name.
     :raises TargetError: if there are no symbols in it, or all their addresses are zero.
     """
-    if len(text) > _MAX_TEXT:
+    if len(text) > MAX_TEXT:
         raise TargetError(f"{origin}: {len(text)} bytes are too many for a list of symbols")
     wanted = None if names is None else {name.encode(errors="replace") for name in names}
     understood = False
