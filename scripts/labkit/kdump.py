@@ -26,7 +26,6 @@ from .specs import Plan, word_options
 
 __all__ = ("dump_names", "kdump")
 
-_RESERVED = 256  # MiB for the capture kernel
 _DISK = 2 << 30  # bytes, sparse
 
 
@@ -45,10 +44,13 @@ def kdump(lab: Lab, plan: Plan, how: Filter, output: Path, command: str) -> dict
     suites = wanted.makedumpfile if how.suites is None else how.suites
     tool = fetch_makedumpfile(suites, lab.cache)
     lab.say(f"{plan.name}: makedumpfile {tool.package.version}")
+    # MiB for the capture kernel, which holds the dump in memory before it goes to the disk. As much
+    # again for what is in the initramfs twice: unpacked, and loaded for the crash.
+    reserved = max(256, plan.memory // 6)
     plan = replace(
         plan,
-        memory=plan.memory + 2 * _RESERVED,
-        append=f"crashkernel={_RESERVED}M {plan.append}".strip(),
+        memory=plan.memory + reserved + 256,
+        append=f"crashkernel={reserved}M {plan.append}".strip(),
     )
     files = _capture_files(lab, wanted, tool, how)
     prepared = lab.prepare(plan, [*word_options(plan), "crash=1"], files)

@@ -63,12 +63,12 @@ KERNELS = {
         Kernel(
             "6.12",
             r"linux-image-6\.12\.\d+\+deb\d+-cloud-amd64",
-            makedumpfile=("trixie",),
+            makedumpfile=("sid",),
         ),
         Kernel(
             "6.12-rt",
             r"linux-image-6\.12\.\d+\+deb\d+-rt-amd64",
-            makedumpfile=("trixie",),
+            makedumpfile=("sid",),
         ),
         # Without KALLSYMS_ALL, as Debian's arm64 kernels were then; the next has it.
         Kernel(
