@@ -19,7 +19,7 @@ from labkit.figures import figures
 from labkit.initramfs import Archive
 from labkit.kdump import dump_names
 from labkit.kernels import KERNELS, config_facts, kernel
-from labkit.makedumpfile import Filter
+from labkit.makedumpfile import Filter, compression_of
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
 from labkit.programs import HERE, WORKLOADS
@@ -304,6 +304,11 @@ def test_makedumpfile_command() -> None:
     split = Filter("zstd", level=1, parts=2).command()
     assert split == "makedumpfile -z -d 1 --split /proc/vmcore part1 part2"
     assert Filter("none").command() == "makedumpfile -d 31 /proc/vmcore part1"
+    header = b"KDUMP   " + bytes(416)
+    assert compression_of(header + b"\x20\0\0\0") == "zstd"
+    assert compression_of(header + bytes(4)) == "none"
+    with pytest.raises(LabError, match="no dump"):
+        compression_of(b"makedumpfile" + bytes(4096))
     assert dump_names(Path("a/x.core"), 1) == [Path("a/x.core")]
     assert dump_names(Path("a/x.core"), 2) == [Path("a/x.core.1"), Path("a/x.core.2")]
 

@@ -20,7 +20,7 @@ from .capture import Lab
 from .errors import LabError
 from .guest import Guest
 from .kernels import Kernel, fetch, kernel
-from .makedumpfile import Filter, Makedumpfile, fetch_makedumpfile
+from .makedumpfile import Filter, Makedumpfile, compression_of, fetch_makedumpfile
 from .modules import find_modules
 from .specs import Plan, word_options
 
@@ -64,6 +64,15 @@ def kdump(lab: Lab, plan: Plan, how: Filter, output: Path, command: str) -> dict
         disk.truncate(_DISK)
         lab.run(prepared, work, Path(disk.name))
         written = _extract(Path(disk.name), dump_names(output, how.parts))
+    with written[0].open("rb") as file:
+        compressed = compression_of(file.read(4096))
+    if compressed != how.compression:
+        for path in written:
+            path.unlink()
+        raise LabError(
+            f"makedumpfile {tool.package.version} is built without {how.compression}: "
+            f"the compression of what it wrote is {compressed}."
+        )
     lab.say(f"{plan.name}: {sum(path.stat().st_size for path in written) / 1e6:.0f} MB")
     made = lab.describe(prepared, command, words[-1])
     made["makedumpfile"] = {"version": tool.package.version, "command": how.command()}

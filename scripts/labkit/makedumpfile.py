@@ -13,12 +13,23 @@ from .cache import locked
 from .errors import LabError
 from .suites import other_suites
 
-__all__ = ("COMPRESSIONS", "Filter", "Makedumpfile", "fetch_makedumpfile", "library_closure")
+__all__ = (
+    "COMPRESSIONS",
+    "Filter",
+    "Makedumpfile",
+    "compression_of",
+    "fetch_makedumpfile",
+    "library_closure",
+)
 
 #: makedumpfile's options for each way of compressing.
 COMPRESSIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
 
 _LOADER = "ld-linux-x86-64.so.2"
+
+
+# The bits that say so in the status word of a dump's header (struct disk_dump_header).
+_STATUS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,15 @@ class Makedumpfile:
     package: Package
     #: Path in the guest's file system, and the file.
     files: dict[str, Path]
+
+
+def compression_of(header: bytes) -> str:
+    """How a dump says it is compressed, by the beginning of its file."""
+    if header[:8] != b"KDUMP   " or len(header) < 428:
+        raise LabError("What makedumpfile wrote is no dump in its compressed format.")
+    # Signature, version, the six names of uname(), padding, the time of the crash; then the status.
+    status = int.from_bytes(header[424:428], "little")
+    return next((name for name, bit in _STATUS.items() if status & bit), "none")
 
 
 def fetch_makedumpfile(suites: Sequence[str], cache: Path) -> Makedumpfile:
