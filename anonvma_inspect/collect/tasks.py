@@ -31,7 +31,7 @@ _PID_MAX_LIMIT = 4 << 20
 class Threads:
     """Threads that have an mm, as columns, by address of the ``task_struct``.
 
-    :ivar tgid_known: Every thread group of the target, those without an mm too.
+    :ivar pid_known: Every thread of the target, those without an mm too.
     """
 
     address: U64Column
@@ -128,8 +128,12 @@ def _follow(
 # The threads of all groups, a step along each group's list a round.
 def _threads(reader: Reader, era: Era, leaders: U64Column) -> U64Column:
     signal, present = reader.words(era.task, leaders, "signal")
-    sound = present & ~reader.space.wild(signal, era.signal.size)
-    signal = signal[sound]
+    wild = present & reader.space.wild(signal, era.signal.size)
+    for index in np.flatnonzero(wild):
+        reader.broken(
+            NO_ROW, int(leaders[index]), "task_struct", int(signal[index]), "signal is wild"
+        )
+    signal = signal[present & ~wild]
     head = signal + np.uint64(era.signal.offset("thread_head_next"))
     node, present = reader.words(era.signal, signal, "thread_head_next")
     offset = np.uint64(era.task.offset("thread_node_next"))
