@@ -92,6 +92,16 @@ class Objects:
         return int(np.flatnonzero((root != NO_ROW) & (root != mine) & (vmas.chain_length > 1))[3])
 
     @functools.cached_property
+    def below_another(self) -> int:
+        """A VMA that ends where the next one begins."""
+        slots = self.tables.slots
+        fit = (slots.mm[1:] == slots.mm[:-1]) & (slots.first[1:] == slots.last[:-1] + np.uint64(1))
+        return int(slots.vma[np.flatnonzero(fit)[20]])
+
+    def next_of(self, vma: int) -> int:
+        return int(self.tables.slots.vma[self.tables.vmas.slot[vma] + 1])
+
+    @functools.cached_property
     def chain(self) -> list[int]:
         """Rows of the AVCs of :attr:`vma`, in list order."""
         links = self.tables.links
@@ -283,6 +293,14 @@ CORRUPTIONS = [
     # Before 6.1 the tree of VMAs has no range of its own to compare with.
     Corruption("vm_end one page up", vma("vm_end"), plus(4096), "AV002 AV205", its_vma),
     Corruption("vm_end zero", vma("vm_end"), to(0), "AV002", its_vma),
+    Corruption("vm_start one page down", vma("vm_start"), plus(-4096), "AV002 AV205", its_vma),
+    Corruption(
+        "vm_end in the next VMA",
+        lambda o: o.vma_at(o.below_another, "vm_end"),
+        plus(4096),
+        "AV002",
+        lambda o: {o.vma_at(o.below_another), o.vma_at(o.next_of(o.below_another))},
+    ),
     Corruption("vm_mm null", vma("vm_mm"), to(0), "AV001", its_vma),
     Corruption("vm_mm wild", vma("vm_mm"), to(WILD), "AV001", its_vma),
     Corruption(

@@ -436,7 +436,7 @@ INVARIANTS = (
         why=(
             "The first anon_vma of a VMA is set together with its first AVC. A copy of a VMA gets "
             "the chain with the pointer, fork points it at the anon_vma that it adds or reuses, "
-            "both of the chain, and unlinking sets it to NULL after the last AVC."
+            "both of the chain, and unlinking leaves neither behind."
         ),
         consequence=(
             "A fault stores vma->anon_vma in the new page: later nobody finds this VMA from the "

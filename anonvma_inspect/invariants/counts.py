@@ -296,8 +296,8 @@ INVARIANTS = (
         why=(
             "What is known is one reference for a tree that is not empty, and in a root one for "
             "each other anon_vma of its family that something leads to. A surplus can be legal: "
-            "KSM holds one for each page that it has merged, migration and the splitting of huge "
-            "pages one for a moment, and anon_vmas without VMAs that are held so hold their root. "
+            "KSM holds one for each stable rmap_item, migration and the splitting of huge pages "
+            "one for a moment, and anon_vmas without VMAs that are held so hold their root. "
             "One that stays without any of these is a leak. Told only of families that are known "
             "as a whole."
         ),

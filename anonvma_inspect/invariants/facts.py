@@ -39,7 +39,7 @@ __all__ = ("TAG_BITS", "Facts")
 #: Low bits that a pointer to a slab object never has.
 TAG_BITS = np.uint64(7)
 # include/linux/sched/coredump.h, MMF_UNSTABLE: the oom reaper emptied the page tables, or fork
-# failed half-way. The number is the same in v6.1 and later; before, there is no maple tree.
+# failed half-way. The number is the same from v5.10 on.
 _MMF_UNSTABLE = np.uint64(1 << 22)
 
 

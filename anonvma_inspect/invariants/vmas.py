@@ -85,7 +85,7 @@ def _broken(facts: Facts, which: BoolColumn, walk: str) -> list[Violations]:
 def _check_vma_range(facts: Facts) -> Verdict:
     # * The tree of an mm stores each VMA under just the addresses that it covers. As the entries of
     #   a tree are in order and disjoint, so are the VMAs.
-    # * A VMA covers whole pages, and at least one.
+    # * A VMA covers whole pages, and at least one, and none of the one below it.
     # * map_count is their number: judged of mms at rest that were walked to the end.
     # * The walk of the tree met nothing that cannot be right.
     # Entries whose VMA is another mm's are AV001's. The tree of an mm that no task has may hold
@@ -126,6 +126,10 @@ def _check_vma_range(facts: Facts) -> Verdict:
     inside = np.uint64(facts.era.page_size - 1)
     ragged = np.flatnonzero(~wrong & (((start | end) & inside) != 0))
     void = np.flatnonzero(~wrong & (start >= end))
+    # Entries of a maple tree are disjoint; those of a red-black tree are what the VMAs say.
+    over = np.zeros(len(judged), dtype=bool)
+    over[1:] = (slots.mm[judged[1:]] == slots.mm[judged[:-1]]) & (start[1:] < end[:-1])
+    over = np.flatnonzero(over & (start < end))
     groups = [
         facts.of_vmas(
             "a VMA starts elsewhere than its entry in the mm's tree",
@@ -161,6 +165,13 @@ def _check_vma_range(facts: Facts) -> Verdict:
             None,
             always("a multiple of the page size"),
             _range_text(facts, vma[ragged]),
+        ),
+        facts.of_vmas(
+            "a VMA begins before the one below it ends",
+            vma[over],
+            None,
+            address_text(end[over - 1]),
+            address_text(start[over]),
         ),
         facts.of_vmas(
             "a VMA covers nothing",
@@ -262,7 +273,11 @@ INVARIANTS = (
             "validate_mm(), __vma_adjust(), exit_mmap() in mm/mmap.c (v6.1); validate_mm() and "
             "vma_complete() in mm/vma.c, exit_mmap() in mm/mmap.c (v6.12)."
         ),
-        eras="v6.1 and later, with the maple tree; before, there was a list and a red-black tree.",
+        eras=(
+            "All. Up to v6.0 the tree is a red-black one, which has no ranges of its own to "
+            "compare with: there VMAs must not overlap, and the list of VMAs must go through the "
+            "same ones."
+        ),
         objects="entries of mms' trees",
         check=_check_vma_range,
     ),
