@@ -18,6 +18,11 @@ _FRONT = np.dtype(
 )
 
 
+# A red-black tree of 2^64 nodes has no more levels than this. One that is deeper is none, and would
+# cost a round for each of its nodes.
+_MAX_DEPTH = 128
+
+
 class TreeWalker:
     """Walks trees from ``rb_root`` down, a level of all of them a round.
 
@@ -58,7 +63,7 @@ class TreeWalker:
         front["parent_node"] = 0
         front["side"] = 0
         depth = 0
-        while len(front):
+        while len(front) and depth < _MAX_DEPTH:
             self._reader.progress("tree nodes", self._count)
             wild = self._reader.space.wild(front["node"] - self._offset, record.size)
             whole[front["tree"][wild]] = False
@@ -91,6 +96,7 @@ class TreeWalker:
             below["node"][1::2] = record.column(rows[followed], "rb_right")
             front = below[below["node"] != 0]
             depth += 1
+        whole[front["tree"]] = False
         return whole
 
     # Numbers of AVCs, read now if need be; NO_ROW in a hole.
