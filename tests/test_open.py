@@ -70,6 +70,12 @@ def elf(machine: int = 62, kind: int = 4, bits: int = 2, order: int = 1) -> byte
         (b"\x28\xb5\x2f\xfd" + bytes(20), "unzstd"),
         (b"makedumpfile" + bytes(4084), "makedumpfile -R"),
         (b"KDUMP   " + bytes(8000), "drgn cannot open it"),
+        (b"KDUMP   " + bytes(100), "drgn cannot open it"),
+        (
+            (b"KDUMP   ".ljust(428, b"\0") + (4096).to_bytes(4, "little")).ljust(4108, b"\0")
+            + b"\1\0\0\0",
+            "one part of a split dump",
+        ),
         (b"\xfd7zXZ\0" + bytes(40), "damaged compressed data"),
         (lzma.compress(b"hello, world, this is a text" * 10), "not an ELF file"),
         (write_core("x86_64", [], *[np.empty(0, np.uint64)] * 3), "no dump of a Linux kernel"),

@@ -227,8 +227,9 @@ def _describe_where(where: Where) -> str | None:
 
 # Every object that an audit reads lies in a slab.
 _FILTERED = (
-    "makedumpfile leaves out no slab page on purpose; one older than the kernel does so by mistake "
-    "(1.7.2 and before, from 6.2 on): take the dump with a newer one, or without -d"
+    "makedumpfile leaves out no slab page on purpose; one that does not know the kernel does so by "
+    "mistake (1.7.2 from 6.2 on; 1.7.8 at -d 31 from 7.2 on): take the dump with a newer one, or "
+    "with -d 23"
 )
 
 
