@@ -46,7 +46,8 @@ _TYPES = (
 # Fields that no walk reads yet, but that tell who holds a lock and what a process was doing.
 _FIELDS = {
     "task_struct": ("__state", "state", "exit_state", "on_cpu", "real_parent", "group_leader"),
-    "mm_struct": ("mm_count", "mmap_lock", "mm_lock_seq", "owner", "total_vm"),
+    # Before v6.1 drgn walks the list of VMAs from mmap on.
+    "mm_struct": ("mm_count", "mmap", "mmap_lock", "mm_lock_seq", "owner", "total_vm"),
 }
 _VARIABLES = ("page_offset_base", "vmemmap_base")
 
