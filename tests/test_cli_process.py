@@ -14,7 +14,7 @@ import pytest
 
 from .captures import CAPTURES
 
-CORE = str(next(capture for capture in CAPTURES if capture.name.startswith("forktree")).core)
+CORE = str(next(capture for capture in CAPTURES if capture.name == "forktree-6.12").core)
 TOOL = [sys.executable, "-m", "anonvma_inspect"]
 ROOT = Path(__file__).parent.parent
 

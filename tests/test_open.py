@@ -20,7 +20,7 @@ from anonvma_inspect.target.snapshot import decompress
 from .captures import CAPTURES
 from .dumps import PlainDump, make_plain_dump
 
-CAPTURE = next(capture for capture in CAPTURES if capture.name.startswith("forktree"))
+CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
 
 
 def open_core(path: Path, **options: str) -> Target:
