@@ -121,28 +121,18 @@ class _Collector:
         :param anon_vmas: anon_vmas to start from.
         """
         self._start()
-        rows, present = self._reader.rows(self._era.vma, self._met.vmas.missing(vmas))
-        self._met.vmas.add(self._met.vmas.missing(vmas)[present], rows[present])
-        while True:
-            before = (
-                len(self._met.mms.address),
-                len(self._met.vmas),
-                len(self._met.avcs),
-                len(self._met.anon_vmas),
-            )
+        named = self._met.vmas.missing(vmas)
+        rows, present = self._reader.rows(self._era.vma, named)
+        self._met.vmas.add(named, rows, present)
+        met = self._met
+        stores = (met.mms, met.vmas, met.avcs, met.anon_vmas)
+        before = None
+        while (now := [len(store) for store in stores]) != before:
+            before = now
             self._walk_new_chains()
             self._read_new_anon_vmas(anon_vmas)
             self._read_vmas_of_new_avcs()
-            now = (
-                len(self._met.mms.address),
-                len(self._met.vmas),
-                len(self._met.avcs),
-                len(self._met.anon_vmas),
-            )
-            if now == before:
-                return assemble(
-                    self._reader, self._era, self._threads, self._met, self._limited, pids
-                )
+        return assemble(self._reader, self._era, self._threads, met, self._limited, pids)
 
     def _start(self) -> None:
         addresses = np.unique(self._threads.mm)

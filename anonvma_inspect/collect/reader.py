@@ -12,7 +12,7 @@ from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn, find_rows
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct
 from anonvma_inspect.target.target import Target
 
-__all__ = ("ObjectStore", "Progress", "Reader")
+__all__ = ("AddressIndex", "ObjectStore", "Progress", "Reader")
 
 Progress = Callable[[str, int], None]
 
@@ -105,26 +105,39 @@ class Reader:
         )
 
 
-class ObjectStore:
-    """Objects of one kind, each read once, numbered in the order in which they were met.
+class AddressIndex:
+    """Objects numbered in the order in which they were met, to be found by address."""
 
-    :param record: Layout of the struct.
-    """
-
-    def __init__(self, record: Record) -> None:
-        self.record = record
+    def __init__(self) -> None:
         self.address: U64Column = np.empty(0, dtype=np.uint64)
-        self.rows: ByteRows = np.empty((0, record.size), dtype=np.uint8)
         self._sorted: U64Column = self.address
         self._order: RowColumn = np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.address)
 
+    def number(self, addresses: U64Column) -> None:
+        """Give numbers to objects that have none yet, each once."""
+        self.address = np.concatenate([self.address, addresses])
+        self._order = np.argsort(self.address, kind="stable")
+        self._sorted = self.address[self._order]
+
     def find(self, addresses: U64Column) -> RowColumn:
         """Numbers of the objects at these addresses, NO_ROW for those not in the store."""
         row = find_rows(self._sorted, addresses)
         return np.where(row == NO_ROW, NO_ROW, self._order[row]) if len(self) else row
+
+
+class ObjectStore(AddressIndex):
+    """Objects of one kind, each read once.
+
+    :param record: Layout of the struct.
+    """
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+        self.rows: ByteRows = np.empty((0, record.size), dtype=np.uint8)
 
     def row_of(self, addresses: U64Column) -> RowColumn:
         """Rows that the objects at these addresses have in a table sorted by address."""
@@ -146,10 +159,8 @@ class ObjectStore:
         """
         if present is not None and not present.all():
             addresses, rows = addresses[present], rows[present]
-        self.address = np.concatenate([self.address, addresses])
+        self.number(addresses)
         self.rows = np.concatenate([self.rows, rows]) if len(self.rows) else rows
-        self._order = np.argsort(self.address, kind="stable")
-        self._sorted = self.address[self._order]
 
     def add_new(self, addresses: U64Column, rows: ByteRows) -> None:
         """Add those objects that are not in the store yet.
