@@ -26,13 +26,13 @@ from anonvma_inspect.target.memory import (
     Memory,
     PagedMemory,
     SegmentMemory,
+    merge_ranges,
 )
 from anonvma_inspect.target.program import (
     MACHINES,
     SYMBOLS,
     program_symbols,
     read_program,
-    shifted,
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
 from anonvma_inspect.target.target import Target
@@ -90,14 +90,12 @@ def open_dump(
     shift = direct_map_shift(machine, facts, base)
     if core is not None:
         physical = core.load.paddr != _NO_PADDR
-        ram = shifted(core.load.paddr[physical], core.load.memsz[physical], shift)
+        start = core.load.paddr[physical] + np.uint64(shift)
+        ram = merge_ranges(np.stack([start, start + core.load.memsz[physical]], axis=1))
         memory: Memory = _direct_map_memory(core, data, shift, paged)
     else:
         memory = paged
-        ram = np.empty((0, 2), dtype=np.uint64)
-        if "iomem_resource" in symbols:
-            found = system_ram(paged, layouts, symbols["iomem_resource"])
-            ram = shifted(found[:, 0], found[:, 1] - found[:, 0], shift)
+        ram = system_ram(paged, layouts, symbols, shift)
         if not len(ram):
             ram = np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
     target = Target(

@@ -23,7 +23,6 @@ from anonvma_inspect.target.memory import (
     ByteRows,
     PagedMemory,
     U64Column,
-    merge_ranges,
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
 from anonvma_inspect.target.target import Target
@@ -37,7 +36,6 @@ __all__ = (
     "program_symbols",
     "read_program",
     "remember_target",
-    "shifted",
     "target_of",
 )
 
@@ -79,15 +77,6 @@ def program_symbols(prog: drgn.Program) -> dict[str, int]:
         with contextlib.suppress(LookupError):
             found[name] = prog.symbol(name).address
     return found
-
-
-def shifted(start: U64Column, size: U64Column, shift: int) -> U64Column:
-    """Physical ranges, as ranges of the direct map.
-
-    :param shift: Virtual address of physical address 0, modulo 2**64.
-    """
-    start = start + np.uint64(shift)
-    return merge_ranges(np.stack([start, start + size], axis=1))
 
 
 class ProgramMemory:
@@ -165,9 +154,7 @@ def _find_out(prog: drgn.Program) -> Target:
         except LookupError as error:
             raise TargetError(f"{name}: page_offset_base cannot be read: {error}") from None
     shift = direct_map_shift(machine, facts, base)
-    ram = np.empty((0, 2), dtype=np.uint64)
-    if "iomem_resource" in symbols:
-        ram = system_ram(memory, layouts, symbols["iomem_resource"])
+    ram = system_ram(memory, layouts, symbols, shift)
     if not len(ram):
         raise TargetError(
             f"{name}: where its RAM is cannot be told: iomem_resource cannot be found or read"
@@ -190,7 +177,7 @@ def _find_out(prog: drgn.Program) -> Target:
         path=name,
         live=drgn.ProgramFlags.IS_LIVE in prog.flags,
         memory=memory,
-        space=AddressSpace(shifted(ram[:, 0], ram[:, 1] - ram[:, 0], shift), page_size, shift),
+        space=AddressSpace(ram, page_size, shift),
         layouts=layouts,
         symbols=symbols,
         vmcoreinfo=vmcoreinfo,

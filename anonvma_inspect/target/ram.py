@@ -47,12 +47,15 @@ def direct_map_shift(
     return (-(1 << va_bits) - phys_offset) % 2**64
 
 
-def system_ram(memory: Memory, layouts: Layouts, iomem_resource: int) -> U64Column:
-    """Physical ranges of RAM, from the kernel's resource tree.
+def system_ram(
+    memory: Memory, layouts: Layouts, symbols: Mapping[str, int], shift: int
+) -> U64Column:
+    """Ranges of the direct map that are backed by RAM, from the kernel's resource tree.
 
     Follows ``walk_system_ram_range()``, ``kernel/resource.c``, v6.12.
 
-    :param iomem_resource: Address of that variable.
+    :param symbols: Among them ``iomem_resource``, if it is known.
+    :param shift: Virtual address of physical address 0, modulo 2**64.
     :return: Shape (n, 2), half-open, sorted; empty if the tree cannot be read.
     """
     names = ("start", "end", "flags", "sibling", "child")
@@ -71,7 +74,7 @@ def system_ram(memory: Memory, layouts: Layouts, iomem_resource: int) -> U64Colu
         return values
 
     found: list[tuple[int, int]] = []
-    root = read(iomem_resource)
+    root = read(symbols["iomem_resource"]) if "iomem_resource" in symbols else None
     address = root[4] if root else 0
     # RAM stands at the first level; what is below it only says who uses which part.
     for _ in range(_MAX_RESOURCES):
@@ -81,4 +84,5 @@ def system_ram(memory: Memory, layouts: Layouts, iomem_resource: int) -> U64Colu
         start, end, flags, address, _child = resource
         if flags & _IORESOURCE_SYSRAM and start < end < 2**52:
             found.append((start, end + 1))
-    return merge_ranges(np.array(found, dtype=np.uint64).reshape(-1, 2))
+    physical = merge_ranges(np.array(found, dtype=np.uint64).reshape(-1, 2))
+    return physical + np.uint64(shift)
