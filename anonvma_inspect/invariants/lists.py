@@ -63,7 +63,7 @@ class _Lists:
     def __init__(self, tables: Tables, known: BoolColumn) -> None:
         vmas, avcs = tables.vmas, tables.avcs
         self.heads = len(vmas.address)
-        self._head_address, self._avc_address, self._known = vmas.chain_head, avcs.list_node, known
+        self._head_address, self._avc_address = vmas.chain_head, avcs.list_node
         self._walked = vmas.chain_end != ChainEnd.NOT_WALKED
         self.next = np.concatenate([vmas.chain_next, avcs.next])
         self.prev = np.concatenate([vmas.chain_prev, avcs.prev])
