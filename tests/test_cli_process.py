@@ -92,7 +92,9 @@ def test_a_full_disk_for_messages(command: str, code: int) -> None:
 
 def test_interrupt() -> None:
     script = (
-        "import time, anonvma_inspect.target as target\n"
+        "import signal, time, anonvma_inspect.target as target\n"
+        # A shell's background jobs ignore it, and so do their children.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def wait(options):\n"
         "    print('ready', flush=True)\n"
         "    time.sleep(60)\n"
