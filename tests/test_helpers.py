@@ -23,6 +23,8 @@ from anonvma_inspect.helpers import (
     validate_anon_vma,
     validate_vma_anon,
     vma_anon_vma,
+    vma_last_anon_pgoff,
+    vma_start_anon_pgoff,
 )
 from anonvma_inspect.tables import NO_ROW
 
@@ -94,6 +96,14 @@ def test_trees(capture: Capture) -> None:
         anon_vma = anon_vma_at(prog, int(tables.anon_vmas.address[row]))
         nodes = tables.nodes.avc[tables.nodes.anon_vma == row]
         assert addresses(for_each_anon_vma_avc(anon_vma)) == tables.avcs.address[nodes].tolist()
+
+
+def test_page_offsets(capture: Capture) -> None:
+    prog, vmas = program(capture), capture.tables.vmas
+    for row in some(np.arange(len(vmas.address))):
+        vma = vma_at(prog, int(vmas.address[row]))
+        assert vma_start_anon_pgoff(vma).value_() == vmas.key_first[row]
+        assert vma_last_anon_pgoff(vma).value_() == vmas.key_last[row]
 
 
 def test_queries(capture: Capture) -> None:

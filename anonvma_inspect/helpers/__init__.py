@@ -17,6 +17,8 @@ from anonvma_inspect.helpers.anon_vma import (
     for_each_anon_vma_child,
     for_each_vma_avc,
     vma_anon_vma,
+    vma_last_anon_pgoff,
+    vma_start_anon_pgoff,
 )
 from anonvma_inspect.helpers.core import open_core
 from anonvma_inspect.helpers.validate import (
@@ -36,4 +38,6 @@ __all__ = (
     "validate_anon_vma",
     "validate_vma_anon",
     "vma_anon_vma",
+    "vma_last_anon_pgoff",
+    "vma_start_anon_pgoff",
 )

@@ -36,6 +36,8 @@ __all__ = (
     "for_each_anon_vma_child",
     "for_each_vma_avc",
     "vma_anon_vma",
+    "vma_last_anon_pgoff",
+    "vma_start_anon_pgoff",
 )
 
 _SCHEME_KEY = "anonvma_inspect.tag_scheme"
@@ -105,6 +107,48 @@ def vma_anon_vma(vma: Object) -> Object:
     return decode_vma_anon_vma(vma).pointer
 
 
+def vma_start_anon_pgoff(vma: Object) -> Object:
+    """
+    Return the page offset of the first page of a virtual memory area, as the
+    interval trees of its anon_vmas are sorted by and as its anonymous pages
+    have it in ``page->index``.
+
+    This is the kernel's function of that name (``include/linux/mm.h`` in v7.3).
+    Up to v7.2 the page offset is ``vma->vm_pgoff`` for all areas, from v7.3 on a
+    private mapping of a file has another one for its anonymous pages.
+
+    >>> address = vma.vm_end - 1
+    >>> page_shift = vma.prog_["PAGE_SHIFT"]
+    >>> pgoff = vma_start_anon_pgoff(vma) + ((address - vma.vm_start) >> page_shift)
+    >>> pgoff == vma_last_anon_pgoff(vma)
+    True
+
+    :param vma: ``struct vm_area_struct *``
+    :return: ``unsigned long``
+    """
+    try:
+        low = vma.member_("__vm_anon_pgoff_lo").value_()
+        high = vma.member_("__vm_anon_pgoff_hi").value_()
+    except LookupError:
+        return vma.vm_pgoff.read_()
+    return Object(vma.prog_, "unsigned long", low | high << 32)
+
+
+def vma_last_anon_pgoff(vma: Object) -> Object:
+    """
+    Return the page offset of the last page of a virtual memory area, likewise
+    (see :func:`vma_start_anon_pgoff()`).
+
+    >>> vma_last_anon_pgoff(vma) >= vma_start_anon_pgoff(vma)
+    True
+
+    :param vma: ``struct vm_area_struct *``
+    :return: ``unsigned long``
+    """
+    pages = (vma.vm_end - vma.vm_start) >> vma.prog_["PAGE_SHIFT"]
+    return vma_start_anon_pgoff(vma) + pages - 1
+
+
 def for_each_vma_avc(vma: Object) -> Iterator[Object]:
     """
     Iterate over the ``anon_vma_chain`` list of a virtual memory area, i.e., the
@@ -158,12 +202,13 @@ def for_each_anon_vma_avc(
     ...     print(hex(avc.vma.vm_start), hex(avc.vma.vm_end))
     ...
     0x... 0x...
-    >>> pgoff = vma.vm_pgoff
+    >>> pgoff = vma_start_anon_pgoff(vma)
     >>> vma in [avc.vma for avc in for_each_anon_vma_avc(anon_vma, pgoff, pgoff)]
     True
 
     :param anon_vma: ``struct anon_vma *``
-    :param first: First page offset of interest. Defaults to the lowest.
+    :param first: First page offset of interest, as of
+        :func:`vma_start_anon_pgoff()`. Defaults to the lowest.
     :param last: Last page offset of interest, inclusive. Defaults to the highest.
     :return: Iterator of ``struct anon_vma_chain *`` objects.
     :raises ValidationError: if the tree leads to a node twice, or to one that
@@ -213,10 +258,9 @@ def for_each_anon_vma_avc(
             continue
         avc = container_of(node, avc_type, "rb")
         if query is not None:
-            start, end = _page_offsets(avc.vma)
-            if start > query[1]:
+            if vma_start_anon_pgoff(avc.vma).value_() > query[1]:
                 continue  # and so does all to the right of it
-            if end >= query[0]:
+            if vma_last_anon_pgoff(avc.vma).value_() >= query[0]:
                 yield avc
         else:
             yield avc
@@ -279,18 +323,6 @@ def _rb_root(anon_vma: Object) -> Object:
         return root.rb_root
     except AttributeError:
         return root
-
-
-# First and last page offset of a VMA, as its anon_vmas' trees are sorted by.
-def _page_offsets(vma: Object) -> tuple[int, int]:
-    try:
-        # Since v7.3 the key of the anonymous interval tree has fields of its own.
-        low = vma.member_("__vm_anon_pgoff_lo").value_()
-        start = low | vma.member_("__vm_anon_pgoff_hi").value_() << 32
-    except LookupError:
-        start = vma.vm_pgoff.value_()
-    size = vma.vm_end.value_() - vma.vm_start.value_()
-    return start, start + (size >> vma.prog_["PAGE_SHIFT"].value_()) - 1
 
 
 def _name(pointer: Object) -> str:
