@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anonvma_inspect.collect.assemble import assemble
-from anonvma_inspect.collect.chains import ChainWalk, walk_chains
+from anonvma_inspect.collect.lists import ListWalk, walk_lists
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.mms import SlotColumns, looks_like_mm
 from anonvma_inspect.collect.reader import Progress, Reader
@@ -172,17 +172,20 @@ class _Collector:
         done = len(self._met.chain_end)
         if done == len(self._met.vmas):
             return
-        walk: ChainWalk = walk_chains(
+        vma = self._met.vmas.address[done:]
+        walk: ListWalk = walk_lists(
             self._reader,
-            self._era,
-            self._met.vmas.address[done:],
-            self._met.vmas.column("anon_vma_chain_next", done),
+            self._era.avc,
+            "same_vma",
+            first=self._met.vmas.column("anon_vma_chain_next", done),
+            head=vma + np.uint64(self._era.vma.offset("anon_vma_chain")),
+            owner=("vma", vma),
         )
         self._met.chain_end = np.concatenate([self._met.chain_end, walk.end])
         self._met.chain_length = np.concatenate([self._met.chain_length, walk.length])
-        self._met.links.append((walk.vma + done, walk.position, walk.address))
+        self._met.links.append((walk.list + done, walk.position, walk.address))
         pointer = self._era.avc.column(walk.rows, "vma")
-        self._vma_pointers.append(pointer[pointer != self._met.vmas.address[walk.vma + done]])
+        self._vma_pointers.append(pointer[pointer != vma[walk.list]])
         self._anon_vma_pointers.append(self._era.avc.column(walk.rows, "anon_vma"))
         active, _ = decode_anon_vma(self._met.vmas.column("anon_vma", done))
         self._anon_vma_pointers.append(active)
