@@ -15,8 +15,9 @@ from anonvma_inspect.helpers.finders import enable_finders
 from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.kallsyms import parse_system_map, relocate
+from anonvma_inspect.target.left_out import RangesLeftOut
 from anonvma_inspect.target.memory import KERNEL_HALF, SegmentMemory
-from anonvma_inspect.target.program import remember_target
+from anonvma_inspect.target.program import hide_unwritten, remember_target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = ("open_core",)
@@ -76,6 +77,8 @@ def open_core(
     else:
         prog = Program(vmcoreinfo=target.vmcoreinfo)
         prog.set_core_dump(target.path)
+        if isinstance(target.left_out, RangesLeftOut):
+            hide_unwritten(prog, target.left_out)
     enable_finders(prog, target, functools.partial(_load_symbols, target, options))
     prog.add_memory_segment(0, KERNEL_HALF, _fault)
     remember_target(prog, target)

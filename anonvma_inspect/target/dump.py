@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf, BtfLayouts
-from anonvma_inspect.target.elf import ElfCore
+from anonvma_inspect.target.elf import NO_PADDR, ElfCore
 from anonvma_inspect.target.files import TargetOptions, map_file
 from anonvma_inspect.target.find_btf import find_btf
 from anonvma_inspect.target.kallsyms import ANCHORS, MAX_TEXT, Kallsyms, parse_system_map, relocate
 from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
+from anonvma_inspect.target.left_out import LeftOut, PagesLeftOut, parse_kdump, unwritten
 from anonvma_inspect.target.memory import (
     AddressSpace,
     Memory,
@@ -31,6 +32,7 @@ from anonvma_inspect.target.memory import (
 from anonvma_inspect.target.program import (
     MACHINES,
     SYMBOLS,
+    hide_unwritten,
     program_symbols,
     read_program,
 )
@@ -45,8 +47,6 @@ _MAX_BTF = 1 << 28
 _MAX_IMAGE = 128 << 20
 # Where no range of RAM is known, whatever the direct map could hold counts as RAM.
 _MAX_RAM = 1 << 46
-# A segment whose physical address is not told, as in /proc/kcore.
-_NO_PADDR = np.uint64(2**64 - 1)
 
 
 def open_dump(
@@ -88,12 +88,19 @@ def open_dump(
     if "page_offset_base" in symbols:
         base = int.from_bytes(_must_read(prog, symbols["page_offset_base"], 8, path, cut), "little")
     shift = direct_map_shift(machine, facts, base)
+    left_out: LeftOut | None = None
     if core is not None:
-        physical = core.load.paddr != _NO_PADDR
+        ranges = left_out = unwritten(core, shift)
+        if ranges is not None:
+            hide_unwritten(prog, ranges)
+        physical = core.load.paddr != NO_PADDR
         start = core.load.paddr[physical] + np.uint64(shift)
         ram = merge_ranges(np.stack([start, start + core.load.memsz[physical]], axis=1))
         memory: Memory = _direct_map_memory(core, data, shift, paged)
     else:
+        header = parse_kdump(data)
+        if header is not None:
+            left_out = PagesLeftOut(data, header, shift)
         memory = paged
         ram = system_ram(paged, layouts, symbols, shift)
         if not len(ram):
@@ -111,6 +118,7 @@ def open_dump(
         symbols=symbols,
         vmcoreinfo=vmcoreinfo,
         load_btf=load_btf,
+        left_out=left_out,
     )
     _check_direct_map(target, paged, cut)
     return target
@@ -241,7 +249,7 @@ def _direct_map_memory(
     length = np.uint64(len(data))
     end = np.minimum(load.offset + load.filesz, length)
     size = np.where(end > load.offset, end - load.offset, np.uint64(0))
-    size[load.paddr == _NO_PADDR] = 0
+    size[load.paddr == NO_PADDR] = 0
     start = load.paddr + np.uint64(shift)
     order = np.lexsort((np.uint64(2**64 - 1) - size, start))
     start, size, offset = start[order], size[order], load.offset[order]

@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
 
-__all__ = ("EM_AARCH64", "EM_X86_64", "ElfCore", "LoadSegments", "Note", "parse_core", "write_core")
+__all__ = (
+    "EM_AARCH64",
+    "EM_X86_64",
+    "NO_PADDR",
+    "ElfCore",
+    "LoadSegments",
+    "Note",
+    "parse_core",
+    "write_core",
+)
 
 EM_X86_64 = 62
 EM_AARCH64 = 183
+#: Physical address of a segment that does not tell it, as in /proc/kcore.
+NO_PADDR = np.uint64(2**64 - 1)
 
 _MACHINES = {
     2: "sparc",

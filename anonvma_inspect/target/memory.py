@@ -29,6 +29,7 @@ __all__ = (
     "SegmentMemory",
     "U64Column",
     "distinct",
+    "in_ranges",
     "merge_ranges",
     "take_rows",
 )
@@ -72,6 +73,19 @@ def merge_ranges(ranges: U64Column) -> U64Column:
     first = np.flatnonzero(starts_anew)
     last = np.append(first[1:], len(ranges)) - 1
     return np.stack([ranges[first, 0], reach[last]], axis=1)
+
+
+def in_ranges(ranges: U64Column, addresses: U64Column) -> BoolColumn:
+    """Which addresses lie in one of the ranges.
+
+    :param ranges: Shape (n, 2): half-open, sorted, disjoint.
+    :param addresses: Any values at all.
+    """
+    if not len(ranges):
+        return np.zeros(len(addresses), dtype=bool)
+    index = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
+    inside: BoolColumn = (index >= 0) & (addresses < ranges[np.maximum(index, 0), 1])
+    return inside
 
 
 def take_rows(buffer: NDArray[np.uint8], offsets: NDArray[np.int64], size: int) -> ByteRows:
@@ -118,12 +132,7 @@ class AddressSpace:
 
         :param addresses: Any values at all.
         """
-        if not len(self.ram):
-            return np.zeros(len(addresses), dtype=bool)
-        index = np.searchsorted(self.ram[:, 0], addresses, side="right") - 1
-        found = index >= 0
-        inside: BoolColumn = found & (addresses < self.ram[np.maximum(index, 0), 1])
-        return inside
+        return in_ranges(self.ram, addresses)
 
     def wild(self, addresses: U64Column, size: int = 1, alignment: int = WORD) -> BoolColumn:
         """Which pointers cannot point to a kernel object in RAM.

@@ -11,6 +11,7 @@ from anonvma_inspect.errors import TargetError, UsageError
 from anonvma_inspect.target import elf
 from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.files import TargetOptions, map_file
+from anonvma_inspect.target.left_out import parse_kdump
 from anonvma_inspect.target.memory import AddressSpace
 from anonvma_inspect.target.snapshot import Snapshot, decompress, is_compressed, parse_snapshot
 from anonvma_inspect.target.target import Target
@@ -47,7 +48,8 @@ def open_target(options: TargetOptions) -> Target:
         if head.startswith(magic):
             raise TargetError(f"{path}: {advice}")
     if head.startswith(_KDUMP):
-        if _is_part(data):
+        header = parse_kdump(data)
+        if header is not None and header.split:
             raise TargetError(
                 f"{path}: one part of a split dump: put the parts together first "
                 "(makedumpfile --reassemble PART... DUMP)"
@@ -64,17 +66,6 @@ def open_target(options: TargetOptions) -> Target:
     if snapshot is not None:
         return _open_snapshot(path, snapshot, options)
     return _open_dump(path, core, data, options)
-
-
-# Whether a kdump is one of several files that makedumpfile --split wrote. The block size stands in
-# the header, and the sub-header, with `split` in it, in the block behind it (diskdump_mod.h of
-# makedumpfile 1.7).
-def _is_part(data: NDArray[np.uint8]) -> bool:
-    block_size, at_block_size, at_split = 0, 428, 12
-    if len(data) >= at_block_size + 4:
-        block_size = int.from_bytes(data[at_block_size : at_block_size + 4].tobytes(), "little")
-    at = block_size + at_split
-    return int.from_bytes(data[at : at + 4].tobytes(), "little") == 1
 
 
 def _open_snapshot(path: str, snapshot: Snapshot, options: TargetOptions) -> Target:

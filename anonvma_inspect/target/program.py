@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 
 import drgn
 import numpy as np
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf
+from anonvma_inspect.target.elf import parse_core
+from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.layouts import DwarfLayouts
+from anonvma_inspect.target.left_out import RangesLeftOut, unwritten
 from anonvma_inspect.target.memory import (
     KERNEL_HALF,
     AddressSpace,
@@ -33,6 +37,7 @@ __all__ = (
     "MACHINES",
     "SYMBOLS",
     "ProgramMemory",
+    "hide_unwritten",
     "program_symbols",
     "read_program",
     "remember_target",
@@ -68,6 +73,19 @@ def read_program(prog: drgn.Program, address: int, size: int) -> bytes:
     except DRGN_ERRORS as error:
         # What libkdumpfile and a cut file raise differs; for a reader it is all one.
         raise LookupError(str(error)) from None
+
+
+def hide_unwritten(prog: drgn.Program, left_out: RangesLeftOut) -> None:
+    """Let a program fault where an ELF core has no bytes for a page; drgn reads it as zero."""
+
+    def fault(address: int, count: int, offset: int, physical: bool) -> bytes:
+        raise drgn.FaultError("left out of the dump", address)
+
+    ranges = left_out.ranges.tolist()
+    # drgn keeps segments in a tree that ascending addresses make a list of.
+    random.Random(0).shuffle(ranges)
+    for start, end in ranges:
+        prog.add_memory_segment(start, end - start, fault)
 
 
 def program_symbols(prog: drgn.Program) -> dict[str, int]:
@@ -154,6 +172,7 @@ def _find_out(prog: drgn.Program) -> Target:
         except LookupError as error:
             raise TargetError(f"{name}: page_offset_base cannot be read: {error}") from None
     shift = direct_map_shift(machine, facts, base)
+    left_out = _unwritten(prog, shift)
     ram = system_ram(memory, layouts, symbols, shift)
     if not len(ram):
         raise TargetError(
@@ -182,4 +201,19 @@ def _find_out(prog: drgn.Program) -> Target:
         symbols=symbols,
         vmcoreinfo=vmcoreinfo,
         load_btf=load_btf,
+        left_out=left_out,
     )
+
+
+# What is left out is the file's, so it is left out of the program for whoever has it.
+def _unwritten(prog: drgn.Program, shift: int) -> RangesLeftOut | None:
+    path = prog.core_dump_path
+    if path is None or drgn.ProgramFlags.IS_LIVE in prog.flags:
+        return None
+    try:
+        left_out = unwritten(parse_core(map_file(path), path), shift)
+    except TargetError:
+        return None  # no ELF core
+    if left_out is not None:
+        hide_unwritten(prog, left_out)
+    return left_out

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf
 from anonvma_inspect.target.layouts import Layouts
+from anonvma_inspect.target.left_out import LeftOut
 from anonvma_inspect.target.memory import AddressSpace, Memory
 
 __all__ = ("Target",)
@@ -25,6 +26,7 @@ class Target:
     :ivar live: Whether it runs on while it is read.
     :ivar symbols: Addresses of those symbols of :data:`SYMBOLS` that were found.
     :ivar vmcoreinfo: The bytes of VMCOREINFO.
+    :ivar left_out: What a filter left out of a dump, where something tells.
     :ivar walks: The names of the walks that a snapshot serves; ``None``: all.
     """
 
@@ -40,6 +42,7 @@ class Target:
     symbols: Mapping[str, int]
     vmcoreinfo: bytes
     load_btf: Callable[[], Btf]
+    left_out: LeftOut | None = None
     walks: frozenset[str] | None = None
 
     @property
