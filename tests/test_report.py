@@ -27,6 +27,7 @@ from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.report.audit import AuditReport, Outcome
 from anonvma_inspect.report.chain import ChainReport
 from anonvma_inspect.report.explain import ExplainReport
+from anonvma_inspect.report.filtered import Filtered
 from anonvma_inspect.report.objects import Process
 from anonvma_inspect.report.render import Report, render
 from anonvma_inspect.report.snapshot import SnapshotReport
@@ -208,12 +209,12 @@ def test_audit_incomplete_text() -> None:
     ]
 
 
-def test_audit_of_a_kdump_names_the_likely_cause_of_holes() -> None:
-    """No slab page is left out on purpose, and only slabs hold what an audit reads."""
-    facts = dataclasses.replace(FACTS, kind="kdump")
-    text = text_of(AuditReport(facts, Audit(with_hole(make_tables()), (OK,))))
-    assert "was not checked\nmakedumpfile leaves out no slab page on purpose" in text
-    assert "makedumpfile" not in text_of(AuditReport(facts, Audit(make_tables(), (OK,))))
+def test_audit_names_the_cause_of_holes_that_a_filter_made() -> None:
+    filtered = Filtered("7.3", 31, {"anon_vma_chain": 5})
+    report = report_of(OK, tables=with_hole(make_tables()), filtered=filtered)
+    assert f"was not checked\n{filtered.message}\n\nincomplete:" in text_of(report)
+    assert json_of(report)["filtered"] == filtered.document()
+    assert json_of(report_of(OK, tables=with_hole(make_tables())))["filtered"] is None
 
 
 def test_audit_lists_no_more_than_asked_for() -> None:
@@ -283,6 +284,7 @@ def test_audit_json() -> None:
         ],
         "complete": False,
         "holes": [{"address": "0xffff888000060000", "size": 64, "needed_for": "anon_vma_chain"}],
+        "filtered": None,
         "transient": [],
         "in_flight": [],
         "findings_total": 2,

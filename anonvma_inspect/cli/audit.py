@@ -17,6 +17,7 @@ from anonvma_inspect.invariants.catalogue import audit as run_audit
 from anonvma_inspect.invariants.catalogue import select
 from anonvma_inspect.report.audit import AuditReport, Outcome
 from anonvma_inspect.report.escape import printable
+from anonvma_inspect.report.filtered import find_filtered
 
 __all__ = ("command",)
 
@@ -79,6 +80,7 @@ def command(
         facts=target_facts(target, tables),
         audit=audit,
         must_run=frozenset(invariant.code for invariant in invariants) if only else frozenset(),
+        filtered=find_filtered(target, tables.holes),
         strict=strict,
         max_findings=max_findings,
     )

@@ -93,7 +93,8 @@ def _leaders(reader: Reader, era: Era, target: Target) -> U64Column:
         if not found:
             raise TargetError(
                 f"{target.path}: the list of tasks cannot be read: nothing is known of any process"
-                " (is the file truncated, or its slab pages filtered out?)"
+                " (is the file truncated, or were slab pages left out of it? makedumpfile keeps"
+                " them at -d 23)"
             )
     return np.array(list(found), dtype=np.uint64)
 

@@ -13,6 +13,7 @@ from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.report.counts import count_objects, describe_counts
 from anonvma_inspect.report.escape import escape, printable
 from anonvma_inspect.report.facts import Document, TargetFacts
+from anonvma_inspect.report.filtered import Filtered
 from anonvma_inspect.report.style import Style
 from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, span, table
 from anonvma_inspect.tables import Holes
@@ -37,6 +38,7 @@ class AuditReport:
 
     :ivar must_run: Codes that the user named: if one of them cannot be checked, that is no clean
         audit.
+    :ivar filtered: Which of the holes the dump's filter made.
     :ivar strict: Warnings count like errors.
     :ivar max_findings: How many findings to list; ``None``: all.
     """
@@ -44,6 +46,7 @@ class AuditReport:
     facts: TargetFacts
     audit: Audit
     must_run: frozenset[str] = frozenset()
+    filtered: Filtered | None = None
     strict: bool = False
     max_findings: int | None = None
 
@@ -84,6 +87,7 @@ class AuditReport:
                     holes.address.tolist(), holes.size.tolist(), holes.needed_for, strict=True
                 )
             ],
+            "filtered": None if self.filtered is None else self.filtered.document(),
             "transient": [],
             "in_flight": [],
             "findings_total": self.audit.findings_total,
@@ -113,8 +117,8 @@ class AuditReport:
             yield ""
         if not self.audit.tables.complete:
             yield style.warn(_describe_holes(self.audit.tables.holes))
-            if self.facts.kind == "kdump":
-                yield _FILTERED
+            if self.filtered is not None:
+                yield self.filtered.message
             yield ""
         yield self._last_line(style)
 
@@ -223,14 +227,6 @@ def _describe_where(where: Where) -> str | None:
     if where.start is not None and where.end is not None:
         parts.append(span(where.start, where.end))
     return " ".join(parts) or None
-
-
-# Every object that an audit reads lies in a slab.
-_FILTERED = (
-    "makedumpfile leaves out no slab page on purpose; one that does not know the kernel does so by "
-    "mistake (1.7.2 from 6.2 on; 1.7.8 at -d 31 from 7.2 on): take the dump with a newer one, or "
-    "with -d 23"
-)
 
 
 def _describe_holes(holes: Holes) -> str:
