@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anonvma_inspect.collect.index import ranks
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.tasks import Threads
@@ -33,6 +34,44 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("assemble",)
 
+Scalar = TypeVar("Scalar", bound="np.generic[Any]")
+
+# The fields that the tables have; what else the records of the era have, other walks go by.
+_VMA_WORDS = (
+    "vm_start",
+    "vm_end",
+    "vm_flags",
+    "vm_pgoff",
+    "vm_file",
+    "vm_mm",
+    "anon_vma",
+    "anon_vma_chain_next",
+    "anon_vma_chain_prev",
+    "anon_pgoff_lo",
+    "anon_pgoff_hi",
+)
+_AVC_WORDS = (
+    "vma",
+    "anon_vma",
+    "same_vma_next",
+    "same_vma_prev",
+    "rb_parent_color",
+    "rb_left",
+    "rb_right",
+    "rb_subtree_last",
+)
+_ANON_VMA_WORDS = (
+    "root",
+    "parent",
+    "refcount",
+    "num_children",
+    "num_active_vmas",
+    "degree",
+    "rb_node",
+    "rb_leftmost",
+    "rwsem_count",
+    "rwsem_readers",
+)
 _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 
 
@@ -44,11 +83,15 @@ def assemble(
     :param limited: Only some families were read: the mms of others are left out.
     """
     mm_rank, mms, tasks = _mm_tables(met, threads, limited)
-    nodes = _node_table(met)
-    links = _link_table(met)
-    avcs = _avc_table(met, era)
+    # From here on the numbers of these objects are their rows.
+    vma_order, avc_order, anon_vma_order = (
+        store.sort() for store in (met.vmas, met.avcs, met.anon_vmas)
+    )
+    nodes = _node_table(met, ranks(avc_order), ranks(anon_vma_order))
+    links = _link_table(met, vma_order)
+    avcs = _avc_table(reader, met, era)
     slots = _slot_table(met, mm_rank)
-    vmas = _vma_table(met, era, mm_rank, slots)
+    vmas = _vma_table(reader, met, era, vma_order, mm_rank, slots)
     return Tables(
         era=era,
         space=reader.space,
@@ -58,7 +101,7 @@ def assemble(
         vmas=vmas,
         links=links,
         avcs=avcs,
-        anon_vmas=_anon_vma_table(met, era, vmas, avcs, links, nodes),
+        anon_vmas=_anon_vma_table(reader, met, era, anon_vma_order, vmas, avcs, links, nodes),
         nodes=nodes,
         holes=reader.holes(),
         broken=reader.broken_words(mm_rank),
@@ -140,138 +183,135 @@ def _slot_table(met: Met, mm_rank: RowColumn) -> Slots:
         first=first[order],
         last=np.concatenate([part.last for part in parts])[order],
         pointer=pointer,
-        vma=met.vmas.row_of(pointer),
+        vma=met.vmas.find(pointer),
     )
 
 
-def _link_table(met: Met) -> Links:
-    _, vma_rank = met.vmas.ranks()
-    nothing = np.empty(0, dtype=np.int64)
-    vma = vma_rank[np.concatenate([part[0] for part in met.links] or [nothing])]
-    position = np.concatenate([part[1] for part in met.links] or [nothing])
-    address = np.concatenate([part[2] for part in met.links] or [nothing.astype(np.uint64)])
-    order = np.lexsort((position, vma))
-    return Links(vma=vma[order], position=position[order], avc=met.avcs.row_of(address[order]))
+def _link_table(met: Met, vma_order: RowColumn) -> Links:
+    length = met.chain_length[vma_order]
+    # Row of the first entry of each VMA, by the VMA's old number.
+    begin = np.empty(len(length), dtype=np.int64)
+    begin[vma_order] = np.cumsum(length) - length
+    vma = np.repeat(np.arange(len(length)), length)
+    avc = np.empty(len(vma), dtype=np.int64)
+    for number, position, address in met.links:
+        avc[begin[number] + position] = met.avcs.find(address)
+    return Links(vma=vma, position=np.arange(len(vma)) - begin[vma_order][vma], avc=avc)
 
 
-def _node_table(met: Met) -> Nodes:
-    _, avc_rank = met.avcs.ranks()
-    _, anon_vma_rank = met.anon_vmas.ranks()
+def _node_table(met: Met, avc_rank: RowColumn, anon_vma_rank: RowColumn) -> Nodes:
     places = met.trees.nodes()
-    place = in_order(places["parent"], places["side"], places["depth"])
+    parent, side = places["parent"], places["side"]
     anon_vma = anon_vma_rank[places["tree"]]
-    order = np.lexsort((place, anon_vma))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(len(order))
-    parent = places["parent"]
-    children = []
-    for side in (0, 1):
-        child = np.full(len(order), NO_ROW, dtype=np.int64)
-        is_child = np.flatnonzero((parent != NO_ROW) & (places["side"] == side))
-        child[parent[is_child]] = rank[is_child]
-        children.append(child[order])
+    size = np.bincount(anon_vma, minlength=len(anon_vma_rank))
+    row = in_order(parent, side, places["depth"])
+    row += (np.cumsum(size) - size)[anon_vma]
+    inner = np.flatnonzero(parent != NO_ROW)
+    above = row[parent[inner]]
+    left, right, up = np.full((3, len(row)), NO_ROW, dtype=np.int64)
+    up[row[inner]] = above
+    for child, chosen in ((left, side[inner] == 0), (right, side[inner] == 1)):
+        child[above[chosen]] = row[inner[chosen]]
+
+    def sorted_(column: NDArray[Scalar]) -> NDArray[Scalar]:
+        out = np.empty_like(column)
+        out[row] = column
+        return out
+
     return Nodes(
-        anon_vma=anon_vma[order],
-        avc=avc_rank[places["avc"][order]],
-        parent=np.where(parent[order] == NO_ROW, NO_ROW, rank[parent[order]]),
-        left=children[0],
-        right=children[1],
-        depth=places["depth"][order],
-        again=places["again"][order].astype(bool),
+        anon_vma=np.repeat(np.arange(len(size)), size),
+        avc=sorted_(avc_rank[places["avc"]]),
+        parent=up,
+        left=left,
+        right=right,
+        depth=sorted_(places["depth"]),
+        again=sorted_(places["again"].astype(bool)),
     )
 
 
-def _avc_table(met: Met, era: Era) -> Avcs:
-    store = met.avcs
-    order, _ = store.ranks()
-
-    def word(name: str) -> U64Column:
-        return store.column(name)[order]
-
-    address, vma, anon_vma = store.address[order], word("vma"), word("anon_vma")
+def _avc_table(reader: Reader, met: Met, era: Era) -> Avcs:
+    address = met.avcs.address
+    words, _ = reader.columns(era.avc, address, _AVC_WORDS)
     return Avcs(
         address=address,
-        vma=vma,
-        anon_vma=anon_vma,
-        next=word("same_vma_next"),
-        prev=word("same_vma_prev"),
+        vma=words["vma"],
+        anon_vma=words["anon_vma"],
+        next=words["same_vma_next"],
+        prev=words["same_vma_prev"],
         list_node=address + np.uint64(era.avc.offset("same_vma")),
-        rb_parent_color=word("rb_parent_color"),
-        rb_left=word("rb_left"),
-        rb_right=word("rb_right"),
+        rb_parent_color=words["rb_parent_color"],
+        rb_left=words["rb_left"],
+        rb_right=words["rb_right"],
         rb_node=address + np.uint64(era.avc.offset("rb")),
-        rb_subtree_last=word("rb_subtree_last"),
-        vma_row=met.vmas.row_of(vma),
-        anon_vma_row=met.anon_vmas.row_of(anon_vma),
+        rb_subtree_last=words["rb_subtree_last"],
+        vma_row=met.vmas.find(words["vma"]),
+        anon_vma_row=met.anon_vmas.find(words["anon_vma"]),
     )
 
 
-def _vma_table(met: Met, era: Era, mm_rank: RowColumn, slots: Slots) -> Vmas:
-    store = met.vmas
-    order, _ = store.ranks()
-    vm_start, vm_end = store.column("vm_start")[order], store.column("vm_end")[order]
-    raw = store.column("anon_vma")[order]
-    pointer, tag = decode_anon_vma(raw)
-    vm_mm = store.column("vm_mm")[order]
-    mm = met.mms.find(vm_mm)
+def _vma_table(
+    reader: Reader, met: Met, era: Era, order: RowColumn, mm_rank: RowColumn, slots: Slots
+) -> Vmas:
+    address = met.vmas.address
+    words, _ = reader.columns(era.vma, address, _VMA_WORDS)
+    pointer, tag = decode_anon_vma(words["anon_vma"])
+    mm = met.mms.find(words["vm_mm"])
     mm = np.where(mm == NO_ROW, NO_ROW, mm_rank[mm])
     slot = np.full(len(order), NO_ROW, dtype=np.int64)
     own = np.flatnonzero(slots.vma != NO_ROW)
     own = own[mm[slots.vma[own]] == slots.mm[own]]
     slot[slots.vma[own]] = own
-    pgoff = store.column("vm_pgoff")[order]
-    key = pgoff
+    key = words["vm_pgoff"]
     if "anon_pgoff_lo" in era.vma:
-        low, high = store.column("anon_pgoff_lo")[order], store.column("anon_pgoff_hi")[order]
-        key = low | (high << np.uint64(32))
-    pages = (vm_end - vm_start) >> np.uint64(_PAGE_SHIFT_OF[era.page_size])
-    address = store.address[order]
+        key = words["anon_pgoff_lo"] | (words["anon_pgoff_hi"] << np.uint64(32))
+    pages = (words["vm_end"] - words["vm_start"]) >> np.uint64(_PAGE_SHIFT_OF[era.page_size])
     return Vmas(
         address=address,
-        vm_start=vm_start,
-        vm_end=vm_end,
-        vm_flags=store.column("vm_flags")[order],
-        vm_pgoff=pgoff,
-        vm_file=store.column("vm_file")[order],
-        vm_mm=vm_mm,
-        anon_vma=raw,
+        vm_start=words["vm_start"],
+        vm_end=words["vm_end"],
+        vm_flags=words["vm_flags"],
+        vm_pgoff=words["vm_pgoff"],
+        vm_file=words["vm_file"],
+        vm_mm=words["vm_mm"],
+        anon_vma=words["anon_vma"],
         anon_vma_pointer=pointer,
         anon_vma_tag=tag,
-        chain_next=store.column("anon_vma_chain_next")[order],
-        chain_prev=store.column("anon_vma_chain_prev")[order],
+        chain_next=words["anon_vma_chain_next"],
+        chain_prev=words["anon_vma_chain_prev"],
         chain_head=address + np.uint64(era.vma.offset("anon_vma_chain")),
         key_first=key,
         key_last=key + pages - np.uint64(1),
         mm=mm,
         slot=slot,
-        active=met.anon_vmas.row_of(pointer),
+        active=met.anon_vmas.find(pointer),
         chain_end=met.chain_end[order],
         chain_length=met.chain_length[order],
     )
 
 
 def _anon_vma_table(
+    reader: Reader,
     met: Met,
     era: Era,
+    order: RowColumn,
     vmas: Vmas,
     avcs: Avcs,
     links: Links,
     nodes: Nodes,
 ) -> AnonVmas:
-    store, record = met.anon_vmas, era.anon_vma
-    order, _ = store.ranks()
-    zero_words = np.zeros(len(order), dtype=np.uint64)
+    record, address = era.anon_vma, met.anon_vmas.address
+    words, _ = reader.columns(record, address, _ANON_VMA_WORDS)
     zeros = np.zeros(len(order), dtype=np.int64)
 
     def word(name: str) -> U64Column:
-        return store.column(name)[order] if name in record else zero_words
+        return words.get(name, zeros.view(np.uint64))
 
     def counter(name: str) -> I64Column:
-        return store.signed(name)[order] if name in record else zeros
+        return record.as_signed(name, words[name]) if name in record else zeros
 
-    rb_root = word("rb_node")
-    root_row = store.row_of(word("root"))
-    parent_row = store.row_of(word("parent"))
+    rb_root = words["rb_node"]
+    root_row = met.anon_vmas.find(words["root"])
+    parent_row = met.anon_vmas.find(word("parent"))
     parent_row[rb_root == 0] = NO_ROW
     tree_whole = met.tree_whole[order]
     reached = np.zeros(len(order), dtype=bool)
@@ -280,8 +320,8 @@ def _anon_vma_table(
     roots = root_row[reached]
     reached[roots[roots != NO_ROW]] = True
     return AnonVmas(
-        address=store.address[order],
-        root=word("root"),
+        address=address,
+        root=words["root"],
         parent=word("parent"),
         refcount=counter("refcount"),
         num_children=counter("num_children"),
@@ -289,10 +329,7 @@ def _anon_vma_table(
         degree=counter("degree"),
         rb_root=rb_root,
         rb_leftmost=word("rb_leftmost"),
-        write_locked=is_write_locked(
-            word("rwsem_count") if "rwsem_count" in record else None,
-            word("rwsem_readers") if "rwsem_readers" in record else None,
-        ),
+        write_locked=is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers")),
         root_row=root_row,
         parent_row=parent_row,
         tree_whole=tree_whole,

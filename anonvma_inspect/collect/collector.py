@@ -103,9 +103,7 @@ class _Collector:
         self._reader, self._era, self._threads, self._tgids = reader, era, threads, tgids
         self._limited = limited
         self._met = Met.nothing(reader, era)
-        # How far the fixpoint has come: anon_vmas with higher numbers are new; and where AVCs lead
-        # that were met since (a VMA that is the one whose list the AVC is on is left out).
-        self._anon_vmas_done = 0
+        # Where AVCs lead that were met since the last round, but for the VMA whose list each is on.
         self._vma_pointers: list[U64Column] = []
         self._anon_vma_pointers: list[U64Column] = []
 
@@ -121,10 +119,9 @@ class _Collector:
         :param anon_vmas: anon_vmas to start from.
         """
         self._start()
-        named = self._met.vmas.missing(vmas)
-        rows, present = self._reader.rows(self._era.vma, named)
-        self._met.vmas.add(named, rows, present)
         met = self._met
+        named = met.vmas.unknown(vmas)
+        met.vmas.add(named, *met.vmas.read(named))
         stores = (met.mms, met.vmas, met.avcs, met.anon_vmas)
         before = None
         while (now := [len(store) for store in stores]) != before:
@@ -156,17 +153,18 @@ class _Collector:
                 "a VMA is wild",
             )
         pointer = slots.pointer[~wild]
-        new = self._met.vmas.missing(pointer)
-        rows, present = self._reader.rows(self._era.vma, new)
+        vmas = self._met.vmas
+        new = vmas.unknown(pointer)
+        columns, chosen = vmas.read(new)
         if not listed:
             vma = find_rows(new, pointer)
             claimed = np.flatnonzero(vma != NO_ROW)
             mm = self._met.mms.address[slots.mm[~wild][claimed]]
-            own = self._era.vma.column(rows, "vm_mm")[vma[claimed]] == mm
+            own = columns["vm_mm"][vma[claimed]] == mm
             belongs = np.zeros(len(new), dtype=bool)
             belongs[vma[claimed[own]]] = True
-            present &= belongs
-        self._met.vmas.add(new, rows, present)
+            chosen &= belongs
+        vmas.add(new, columns, chosen)
 
     def _walk_new_chains(self) -> None:
         done = len(self._met.chain_end)
@@ -180,65 +178,64 @@ class _Collector:
             first=self._met.vmas.column("anon_vma_chain_next", done),
             head=vma + np.uint64(self._era.vma.offset("anon_vma_chain")),
             owner=("vma", vma),
+            names=("vma", "anon_vma"),
         )
         self._met.chain_end = np.concatenate([self._met.chain_end, walk.end])
         self._met.chain_length = np.concatenate([self._met.chain_length, walk.length])
         self._met.links.append((walk.list + done, walk.position, walk.address))
-        pointer = self._era.avc.column(walk.rows, "vma")
-        self._vma_pointers.append(pointer[pointer != vma[walk.list]])
-        self._anon_vma_pointers.append(self._era.avc.column(walk.rows, "anon_vma"))
+        named = walk.columns["vma"]
+        self._vma_pointers.append(named[named != vma[walk.list]])
+        self._anon_vma_pointers.append(walk.columns["anon_vma"])
         active, _ = decode_anon_vma(self._met.vmas.column("anon_vma", done))
         self._anon_vma_pointers.append(active)
-        self._met.avcs.add_new(walk.address, walk.rows)
+        self._met.avcs.number(self._met.avcs.unknown(walk.address))
 
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that
     # nothing else leads to; at rest there is none.
     def _read_new_anon_vmas(self, seeds: U64Column) -> None:
+        store, trees = self._met.anon_vmas, self._met.trees
         pointers = [*self._anon_vma_pointers, seeds]
         listed = len(self._met.avcs)
         while True:
-            wanted = np.concatenate(pointers)
-            wanted = self._met.anon_vmas.missing(
-                wanted[~self._reader.space.wild(wanted, self._era.anon_vma.size)]
-            )
-            rows, present = self._reader.rows(self._era.anon_vma, wanted)
+            asked = np.concatenate(pointers)
+            asked = store.unknown(asked[~self._reader.space.wild(asked, store.record.size)])
+            columns, present = store.read(asked)
             if not present.any():
                 break
-            self._met.anon_vmas.add(wanted, rows, present)
-            done = self._anon_vmas_done
-            self._anon_vmas_done = len(self._met.anon_vmas)
-            rb_root = self._met.anon_vmas.column("rb_node", done)
-            number = np.arange(done, len(self._met.anon_vmas))
-            whole = self._met.trees.walk(number, self._met.anon_vmas.address[done:], rb_root)
+            done = len(store)
+            store.add(asked, columns, present)
+            rb_root = store.column("rb_node", done)
+            number = np.arange(done, len(store))
+            whole = trees.walk(number, store.address[done:], rb_root, listed)
             self._met.tree_whole = np.concatenate([self._met.tree_whole, whole])
-            pointers = [self._met.anon_vmas.column("root", done)]
+            pointers = [store.column("root", done)]
             if self._era.has_parent:
-                pointers.append(self._met.anon_vmas.column("parent", done)[rb_root != 0])
+                pointers.append(store.column("parent", done)[rb_root != 0])
         # Of the AVCs that only trees know, those that belong there.
-        followed = self._met.trees.followed(listed)
-        self._vma_pointers.append(self._met.avcs.column("vma", listed)[followed])
-        self._anon_vma_pointers = [self._met.avcs.column("anon_vma", listed)[followed]]
+        self._vma_pointers += trees.vma_pointers
+        self._anon_vma_pointers = trees.anon_vma_pointers
+        trees.vma_pointers, trees.anon_vma_pointers = [], []
 
     # A VMA that only an AVC leads to is believed if it looks like one; so is its mm.
     def _read_vmas_of_new_avcs(self) -> None:
         era, space = self._era, self._reader.space
-        pointers = np.concatenate(self._vma_pointers)
+        pointers = np.concatenate([_NO_ADDRESSES, *self._vma_pointers])
         self._vma_pointers = []
-        new = self._met.vmas.missing(pointers[~space.wild(pointers, era.vma.size)])
-        rows, present = self._reader.rows(era.vma, new)
-        start, end = era.vma.column(rows, "vm_start"), era.vma.column(rows, "vm_end")
+        vmas = self._met.vmas
+        new = vmas.unknown(pointers[~space.wild(pointers, era.vma.size)])
+        columns, present = vmas.read(new, ("vm_start", "vm_end"))
+        start, end = columns["vm_start"], columns["vm_end"]
         inside = np.uint64(era.page_size - 1)
         credible = (
             present
             & (start < end)
             & (((start | end) & inside) == 0)
-            & ~space.wild(era.vma.column(rows, "anon_vma_chain_next"))
-            & ~space.wild(era.vma.column(rows, "vm_mm"), era.mm.size)
+            & ~space.wild(columns["anon_vma_chain_next"])
+            & ~space.wild(columns["vm_mm"], era.mm.size)
         )
-        self._met.vmas.add(new, rows, credible)
-        mm = np.unique(era.vma.column(rows[credible], "vm_mm"))
-        mm = mm[self._met.mms.find(mm) == NO_ROW]
+        vmas.add(new, columns, credible)
+        mm = self._met.mms.unknown(columns["vm_mm"][credible])
         mm = mm[looks_like_mm(self._reader, era, mm)]
         if len(mm):
             walk = np.full(len(mm), not self._limited, dtype=bool)

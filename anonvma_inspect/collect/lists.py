@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
-from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.collect.index import batches
+from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.tables import ChainEnd, I64Column, RowColumn, U8Column
-from anonvma_inspect.target.memory import ByteRows, U64Column
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("ListWalk", "walk_lists")
-
-# A step of all lists: which list, the entry (address of its node), the one before it, and the mark
-# of the cycle finding.
-_FRONT = np.dtype([("list", "i8"), ("node", "u8"), ("origin", "u8"), ("mark", "u8")])
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class ListWalk:
     :ivar list: For each entry, the place in the arguments of the list that it is on.
     :ivar position: For each entry, 0 for the first behind the head.
     :ivar address: For each entry, the object.
-    :ivar rows: For each entry, its bytes.
+    :ivar columns: For each entry, the fields of it that were asked for.
     """
 
     end: U8Column
@@ -35,7 +34,34 @@ class ListWalk:
     list: RowColumn
     position: I64Column
     address: U64Column
-    rows: ByteRows
+    columns: Columns
+
+
+class _Front(NamedTuple):
+    """A step of all lists that have not ended.
+
+    :ivar list: Which list it is.
+    :ivar node: The entry, the address of its node.
+    :ivar origin: The one before it.
+    :ivar mark: The mark of the cycle finding.
+    """
+
+    list: RowColumn
+    node: U64Column
+    origin: U64Column
+    mark: U64Column
+
+    def pick(self, which: BoolColumn | slice) -> _Front:
+        return _Front(self.list[which], self.node[which], self.origin[which], self.mark[which])
+
+    @staticmethod
+    def join(parts: Sequence[_Front]) -> _Front:
+        return _Front(
+            np.concatenate([part.list for part in parts]),
+            np.concatenate([part.node for part in parts]),
+            np.concatenate([part.origin for part in parts]),
+            np.concatenate([part.mark for part in parts]),
+        )
 
 
 def walk_lists(
@@ -46,6 +72,7 @@ def walk_lists(
     head: U64Column,
     owner: tuple[str, U64Column] | None = None,
     *,
+    names: Sequence[str] = (),
     open_ended: bool = False,
 ) -> ListWalk:
     """Walk many lists by ``next``, a step of all of them a round.
@@ -61,56 +88,91 @@ def walk_lists(
     :param first: The first pointer of each list.
     :param head: The address of each list's head.
     :param owner: Name in the record of the word that names the owner, and the owner of each list.
+    :param names: The fields of the entries that the answer is to have.
     :param open_ended: The lists end with NULL (``hlist``), not with their heads (``list_head``).
     """
-    list_offset = np.uint64(record.offset(node))
     stop = np.zeros(len(head), dtype=np.uint64) if open_ended else head
-    end = np.full(len(head), ChainEnd.CLOSED, dtype=np.uint8)
-    length = np.zeros(len(head), dtype=np.int64)
-    met: list[tuple[RowColumn, int, U64Column, ByteRows]] = []
+    walker = _Walker(reader, record, node, stop, owner, names)
     listed = np.flatnonzero(first != stop)
-    front = np.empty(len(listed), dtype=_FRONT)
-    front["list"] = listed
-    front["node"] = front["mark"] = first[listed]
-    front["origin"] = head[listed]
-    step = 0
-    while len(front):
-        reader.progress(f"{record.struct}s", int(length.sum()))
-        wild = reader.space.wild(front["node"] - list_offset, record.size)
-        end[front["list"][wild]] = ChainEnd.WILD
-        front = front[~wild]
-        rows, present = reader.rows(record, front["node"] - list_offset)
-        agrees = record.column(rows, f"{node}_prev") == front["origin"]
-        if owner is not None:
-            agrees |= record.column(rows, owner[0]) == owner[1][front["list"]]
-        end[front["list"][~present]] = ChainEnd.HOLE
-        end[front["list"][present & ~agrees]] = ChainEnd.STRANGER
+    return walker.walk(_Front(listed, first[listed], head[listed], first[listed]))
+
+
+class _Walker:
+    # stop: behind which pointer each list has no more entries.
+    def __init__(
+        self,
+        reader: Reader,
+        record: Record,
+        node: str,
+        stop: U64Column,
+        owner: tuple[str, U64Column] | None,
+        names: Sequence[str],
+    ) -> None:
+        self._reader, self._record, self._node = reader, record, node
+        self._stop, self._owner = stop, owner
+        self._offset = np.uint64(record.offset(node))
+        self._end = np.full(len(stop), ChainEnd.CLOSED, dtype=np.uint8)
+        # Of the entries met, piece by piece: the step, the list, the object, and its fields.
+        self._steps: list[int] = []
+        self._lists: list[RowColumn] = [np.empty(0, np.int64)]
+        self._objects: list[U64Column] = [np.empty(0, np.uint64)]
+        self._columns: dict[str, list[U64Column]] = {
+            name: [np.empty(0, np.uint64)] for name in names
+        }
+
+    def walk(self, front: _Front) -> ListWalk:
+        step = met = 0
+        while len(front.list):
+            self._reader.progress(f"{self._record.struct}s", met)
+            front = _Front.join(
+                [self._step(front.pick(part), step) for part in batches(len(front.list))]
+            )
+            met += len(front.list)
+            step += 1
+            if step & (step - 1) == 0:
+                front = front._replace(mark=front.node)
+        list_ = np.concatenate(self._lists)
+        walk = ListWalk(
+            end=self._end,
+            length=np.bincount(list_, minlength=len(self._end)),
+            list=list_,
+            position=np.repeat(
+                np.array(self._steps, dtype=np.int64), [len(part) for part in self._lists[1:]]
+            ),
+            address=np.concatenate(self._objects),
+            columns={name: np.concatenate(parts) for name, parts in self._columns.items()},
+        )
+        return _without_repeats(walk) if (self._end == ChainEnd.LOOP).any() else walk
+
+    def _step(self, front: _Front, step: int) -> _Front:
+        record, end = self._record, self._end
+        wild = self._reader.space.wild(front.node - self._offset, record.size)
+        if wild.any():
+            end[front.list[wild]] = ChainEnd.WILD
+            front = front.pick(~wild)
+        rows, present = self._reader.rows(record, front.node - self._offset)
+        agrees = record.column(rows, f"{self._node}_prev") == front.origin
+        if self._owner is not None:
+            agrees |= record.column(rows, self._owner[0]) == self._owner[1][front.list]
         kept = present & agrees
-        front, rows = front[kept], rows[kept]
-        met.append((front["list"], step, front["node"] - list_offset, rows))
-        length[front["list"]] += 1
-        front["origin"] = front["node"]
-        front["node"] = record.column(rows, f"{node}_next")
-        front = front[front["node"] != stop[front["list"]]]
+        if not kept.all():
+            end[front.list[~present]] = ChainEnd.HOLE
+            end[front.list[present & ~agrees]] = ChainEnd.STRANGER
+            front, rows = front.pick(kept), rows[kept]
+        self._steps.append(step)
+        self._lists.append(front.list)
+        self._objects.append(front.node - self._offset)
+        for name, parts in self._columns.items():
+            parts.append(record.column(rows, name))
+        node = record.column(rows, f"{self._node}_next")
+        front = front._replace(node=node, origin=front.node)
+        front = front.pick(node != self._stop[front.list])
         # Brent's cycle finding: a list that comes back to the mark never reaches its head.
-        loops = front["node"] == front["mark"]
-        end[front["list"][loops]] = ChainEnd.LOOP
-        front = front[~loops]
-        step += 1
-        if step & (step - 1) == 0:
-            front["mark"] = front["node"]
-    walk = ListWalk(
-        end=end,
-        length=length,
-        list=np.concatenate([entry[0] for entry in met] or [np.empty(0, np.int64)]),
-        position=np.repeat(
-            np.array([entry[1] for entry in met], dtype=np.int64),
-            [len(entry[0]) for entry in met],
-        ),
-        address=np.concatenate([entry[2] for entry in met] or [np.empty(0, np.uint64)]),
-        rows=np.concatenate([entry[3] for entry in met] or [np.empty((0, record.size), np.uint8)]),
-    )
-    return _without_repeats(walk) if (end == ChainEnd.LOOP).any() else walk
+        loops = front.node == front.mark
+        if loops.any():
+            end[front.list[loops]] = ChainEnd.LOOP
+            front = front.pick(~loops)
+        return front
 
 
 # A list that loops is walked round more than once before that is noticed: keep the first round.
@@ -122,11 +184,11 @@ def _without_repeats(walk: ListWalk) -> ListWalk:
     )
     looping = walk.end[walk.list] == ChainEnd.LOOP
     kept = np.sort(order[new | ~looping[order]])
-    return ListWalk(
-        end=walk.end,
+    return replace(
+        walk,
         length=np.bincount(walk.list[kept], minlength=len(walk.end)),
         list=walk.list[kept],
         position=walk.position[kept],
         address=walk.address[kept],
-        rows=walk.rows[kept],
+        columns={name: column[kept] for name, column in walk.columns.items()},
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from anonvma_inspect.collect.index import AddressIndex
 from anonvma_inspect.collect.mm_store import MmStore
 from anonvma_inspect.collect.reader import ObjectStore, Reader
 from anonvma_inspect.collect.trees import TreeWalker
@@ -28,7 +29,7 @@ class Met:
 
     mms: MmStore
     vmas: ObjectStore
-    avcs: ObjectStore
+    avcs: AddressIndex
     anon_vmas: ObjectStore
     trees: TreeWalker
     tree_whole: BoolColumn = field(default_factory=lambda: np.empty(0, dtype=bool))
@@ -39,11 +40,11 @@ class Met:
     @staticmethod
     def nothing(reader: Reader, era: Era) -> Met:
         """The beginning."""
-        avcs = ObjectStore(era.avc)
+        avcs = AddressIndex(reader.space)
         return Met(
             mms=MmStore(reader, era),
-            vmas=ObjectStore(era.vma),
+            vmas=ObjectStore(reader, era.vma, ("anon_vma", "anon_vma_chain_next", "vm_mm")),
             avcs=avcs,
-            anon_vmas=ObjectStore(era.anon_vma),
-            trees=TreeWalker(reader, avcs),
+            anon_vmas=ObjectStore(reader, era.anon_vma, ("root", "parent", "rb_node")),
+            trees=TreeWalker(reader, era.avc, avcs),
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from anonvma_inspect.collect.index import AddressIndex
 from anonvma_inspect.collect.mms import MmFields, SlotColumns, read_mms
-from anonvma_inspect.collect.reader import AddressIndex, Reader
+from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.vma_maple import walk_maple_trees
 from anonvma_inspect.collect.vma_rb import walk_rb_trees
 from anonvma_inspect.kernel.era import Era
@@ -19,7 +20,7 @@ class MmStore(AddressIndex):
     """``mm_struct`` objects, each read once."""
 
     def __init__(self, reader: Reader, era: Era) -> None:
-        super().__init__()
+        super().__init__(reader.space)
         self._reader, self._era = reader, era
         self.walked: BoolColumn = np.empty(0, dtype=bool)
         self.whole: BoolColumn = np.empty(0, dtype=bool)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from anonvma_inspect.collect.index import AddressIndex, batches
 from anonvma_inspect.kernel.era import Record
-from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn, find_rows
-from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct
+from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("AddressIndex", "ObjectStore", "Progress", "Reader")
+__all__ = ("Columns", "ObjectStore", "Progress", "Reader")
 
 Progress = Callable[[str, int], None]
+Columns = dict[str, U64Column]
 
 
 class Reader:
@@ -42,8 +44,28 @@ class Reader:
         :return: Shape (n, record.size), and which are there.
         """
         rows, present = self.memory.gather(addresses, record.size)
-        self.hole(addresses[~present], record.size, record.struct)
+        if not present.all():
+            self.hole(addresses[~present], record.size, record.struct)
         return rows, present
+
+    def columns(
+        self, record: Record, addresses: U64Column, names: Sequence[str]
+    ) -> tuple[Columns, BoolColumn]:
+        """Read some fields of objects that are read as a whole; see :meth:`rows`.
+
+        :param names: Those that the record does not have, the answer does not have either.
+        :return: The fields by name, as :meth:`Record.column` has them, 0 where not there; and which
+            objects are there.
+        """
+        columns = {
+            name: np.empty(len(addresses), dtype=np.uint64) for name in names if name in record
+        }
+        present = np.empty(len(addresses), dtype=bool)
+        for part in batches(len(addresses)):
+            rows, present[part] = self.rows(record, addresses[part])
+            for name, column in columns.items():
+                column[part] = record.column(rows, name)
+        return columns, present
 
     def words(
         self, record: Record, addresses: U64Column, name: str
@@ -55,13 +77,13 @@ class Reader:
         field = record.fields[name]
         at = addresses + np.uint64(field.offset)
         rows, present = self.memory.gather(at, field.size)
-        self.hole(at[~present], field.size, record.struct)
+        if not present.all():
+            self.hole(at[~present], field.size, record.struct)
         return record.column(rows, name, field.offset), present
 
     def hole(self, addresses: U64Column, size: int, needed_for: str) -> None:
         """Note that the target lacks something."""
-        if len(addresses):
-            self._holes.append((addresses, size, needed_for))
+        self._holes.append((addresses, size, needed_for))
 
     def broken(self, mm: int, address: int, type_: str, value: int, problem: str) -> None:
         """Note a word that cannot be right; see :class:`anonvma_inspect.tables.Broken`."""
@@ -105,87 +127,37 @@ class Reader:
         )
 
 
-class AddressIndex:
-    """Objects numbered in the order in which they were met, to be found by address."""
-
-    def __init__(self) -> None:
-        self.address: U64Column = np.empty(0, dtype=np.uint64)
-        self._sorted: U64Column = self.address
-        self._order: RowColumn = np.empty(0, dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.address)
-
-    def number(self, addresses: U64Column) -> None:
-        """Give numbers to objects that have none yet, each once."""
-        self.address = np.concatenate([self.address, addresses])
-        self._order = np.argsort(self.address, kind="stable")
-        self._sorted = self.address[self._order]
-
-    def find(self, addresses: U64Column) -> RowColumn:
-        """Numbers of the objects at these addresses, NO_ROW for those not in the store."""
-        row = find_rows(self._sorted, addresses)
-        return np.where(row == NO_ROW, NO_ROW, self._order[row]) if len(self) else row
-
-
 class ObjectStore(AddressIndex):
-    """Objects of one kind, each read once.
+    """Objects of one kind, each met once, and the fields that walks go by.
 
     :param record: Layout of the struct.
+    :param names: The fields that are kept.
     """
 
-    def __init__(self, record: Record) -> None:
-        super().__init__()
+    def __init__(self, reader: Reader, record: Record, names: Sequence[str]) -> None:
+        super().__init__(reader.space)
         self.record = record
-        self.rows: ByteRows = np.empty((0, record.size), dtype=np.uint8)
+        self.names = names
+        self._reader = reader
+        self._columns = {name: np.empty(0, dtype=np.uint64) for name in names if name in record}
 
-    def row_of(self, addresses: U64Column) -> RowColumn:
-        """Rows that the objects at these addresses have in a table sorted by address."""
-        return find_rows(self._sorted, addresses)
+    def read(self, addresses: U64Column, also: Sequence[str] = ()) -> tuple[Columns, BoolColumn]:
+        """Read objects that are not in the store yet, to decide which to :meth:`add`.
 
-    def missing(self, addresses: U64Column) -> U64Column:
-        """Those of the addresses that are not in the store, sorted, each once."""
-        each = distinct(addresses)
-        if not len(self):
-            return each
-        missing: U64Column = each[find_rows(self._sorted, each) == NO_ROW]
-        return missing
-
-    def add(self, addresses: U64Column, rows: ByteRows, present: BoolColumn | None = None) -> None:
-        """Add objects that are not in the store yet.
-
-        :param addresses: Each once.
-        :param present: Which of them to add; ``None``: all.
+        :param also: More fields than those that are kept.
+        :return: See :meth:`Reader.columns`.
         """
-        if present is not None and not present.all():
-            addresses, rows = addresses[present], rows[present]
-        self.number(addresses)
-        self.rows = np.concatenate([self.rows, rows]) if len(self.rows) else rows
+        return self._reader.columns(self.record, addresses, [*self.names, *also])
 
-    def add_new(self, addresses: U64Column, rows: ByteRows) -> None:
-        """Add those objects that are not in the store yet.
+    def add(self, addresses: U64Column, columns: Columns, chosen: BoolColumn) -> None:
+        """Add some of the objects that were read.
 
-        :param addresses: Any of them several times.
+        :param addresses: As :meth:`unknown` returned them.
         """
-        order = np.argsort(addresses, kind="stable")
-        ordered = addresses[order]
-        new = find_rows(self._sorted, ordered) == NO_ROW
-        new[1:] &= ordered[1:] != ordered[:-1]
-        self.add(ordered[new], rows[order[new]])
+        self.number(addresses[chosen])
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, columns[name][chosen]])
 
     def column(self, name: str, first: int = 0) -> U64Column:
         """A field of the objects from number ``first`` on."""
-        return self.record.column(self.rows[first:], name)
-
-    def signed(self, name: str) -> NDArray[np.int64]:
-        """A field of all objects, as a signed number."""
-        return self.record.signed(self.rows, name)
-
-    def ranks(self) -> tuple[RowColumn, RowColumn]:
-        """How the objects lie by address.
-
-        :return: Numbers in order of address, and for each number its place in that order.
-        """
-        place = np.empty(len(self), dtype=np.int64)
-        place[self._order] = np.arange(len(self))
-        return self._order, place
+        return self._columns[name][first:]

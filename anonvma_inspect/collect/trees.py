@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from anonvma_inspect.collect.reader import ObjectStore, Reader
+from anonvma_inspect.collect.index import AddressIndex, batches
+from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("TreeWalker", "in_order")
 
-# A level of all trees: which tree, the node (address of the rb in an AVC), its parent (number, and
-# address of its rb), and on which side of it.
-_FRONT = np.dtype(
-    [("tree", "i8"), ("node", "u8"), ("parent", "i8"), ("parent_node", "u8"), ("side", "i8")]
-)
-
-
 # A red-black tree of 2^64 nodes has no more levels than this. One that is deeper is none, and would
 # cost a round for each of its nodes.
 _MAX_DEPTH = 128
+
+
+class _Front(NamedTuple):
+    """A level of all trees.
+
+    :ivar tree: Which tree.
+    :ivar node: The node, the address of the ``rb`` in an AVC.
+    :ivar parent: Number of its parent.
+    :ivar parent_node: Address of the parent's ``rb``.
+    :ivar side: On which side of it: 0 left, 1 right.
+    """
+
+    tree: RowColumn
+    node: U64Column
+    parent: RowColumn
+    parent_node: U64Column
+    side: RowColumn
+
+    def pick(self, which: BoolColumn | slice) -> _Front:
+        return _Front(
+            self.tree[which],
+            self.node[which],
+            self.parent[which],
+            self.parent_node[which],
+            self.side[which],
+        )
+
+    @staticmethod
+    def join(parts: Sequence[_Front]) -> _Front:
+        return _Front(
+            np.concatenate([part.tree for part in parts]),
+            np.concatenate([part.node for part in parts]),
+            np.concatenate([part.parent for part in parts]),
+            np.concatenate([part.parent_node for part in parts]),
+            np.concatenate([part.side for part in parts]),
+        )
 
 
 class TreeWalker:
@@ -32,82 +66,110 @@ class TreeWalker:
     was followed once is not followed again, in whatever tree, so every walk ends.
 
     :param avcs: Where AVCs are kept; those that only a tree knows are added.
+    :ivar vma_pointers: ``vma`` of those AVCs, as far as they were followed.
+    :ivar anon_vma_pointers: ``anon_vma`` of those.
     """
 
-    def __init__(self, reader: Reader, avcs: ObjectStore) -> None:
+    def __init__(self, reader: Reader, record: Record, avcs: AddressIndex) -> None:
         self._reader = reader
+        self._record = record
         self._avcs = avcs
-        self._offset = np.uint64(avcs.record.offset("rb"))
+        self._offset = np.uint64(record.offset("rb"))
         self._followed = np.zeros(0, dtype=bool)
         # Scratch space: for each AVC, its place in a level.
         self._place = np.empty(0, dtype=np.int64)
         self._nodes: list[dict[str, RowColumn]] = []
         self._count = 0
+        self.vma_pointers: list[U64Column] = []
+        self.anon_vma_pointers: list[U64Column] = []
 
-    def walk(self, tree: RowColumn, anon_vma: U64Column, rb_root: U64Column) -> BoolColumn:
+    def walk(
+        self, tree: RowColumn, anon_vma: U64Column, rb_root: U64Column, listed: int
+    ) -> BoolColumn:
         """Walk more trees.
 
         :param tree: What to call each of them.
         :param anon_vma: Address of the anon_vma of each.
         :param rb_root: Its ``rb_root.rb_node``.
+        :param listed: Of AVCs with lower numbers it is known what they lead to.
         :return: Which of them are whole.
         """
         whole = np.ones(len(tree), dtype=bool)
-        record = self._avcs.record
         pointer = strip_lock_mark(rb_root)
         occupied = np.flatnonzero(pointer != 0)
-        front = np.empty(len(occupied), dtype=_FRONT)
-        front["tree"] = occupied
-        front["node"] = pointer[occupied]
-        front["parent"] = NO_ROW
-        front["parent_node"] = 0
-        front["side"] = 0
+        nothing = np.zeros(len(occupied), dtype=np.int64)
+        front = _Front(
+            occupied, pointer[occupied], nothing + NO_ROW, nothing.view(np.uint64), nothing
+        )
         depth = 0
-        while len(front) and depth < _MAX_DEPTH:
+        while len(front.tree) and depth < _MAX_DEPTH:
             self._reader.progress("tree nodes", self._count)
-            wild = self._reader.space.wild(front["node"] - self._offset, record.size)
-            whole[front["tree"][wild]] = False
-            front = front[~wild]
-            avc = self._find(front["node"] - self._offset)
-            whole[front["tree"][avc == NO_ROW]] = False
-            front, avc = front[avc != NO_ROW], avc[avc != NO_ROW]
-            rows = self._avcs.rows[avc]
-            ours = record.column(rows, "anon_vma") == anon_vma[front["tree"]]
-            linked = rb_parent(record.column(rows, "rb_parent_color")) == front["parent_node"]
-            followed = self._follow(avc, ours | linked)
-            whole[front["tree"][~followed]] = False
-            number = self._count + np.arange(len(avc))
-            self._nodes.append(
-                {
-                    "tree": tree[front["tree"]],
-                    "avc": avc,
-                    "parent": front["parent"],
-                    "side": front["side"],
-                    "depth": np.full(len(avc), depth, dtype=np.int64),
-                    "followed": followed.astype(np.int64),
-                }
-            )
-            self._count += len(avc)
-            below = np.repeat(front[followed], 2)
-            below["parent"] = np.repeat(number[followed], 2)
-            below["parent_node"] = below["node"]
-            below["side"] = np.arange(len(below)) % 2
-            below["node"][0::2] = record.column(rows[followed], "rb_left")
-            below["node"][1::2] = record.column(rows[followed], "rb_right")
-            front = below[below["node"] != 0]
+            parts = [
+                self._step(front.pick(part), tree, anon_vma, depth, whole, listed)
+                for part in batches(len(front.tree))
+            ]
+            front = _Front.join(parts)
             depth += 1
-        whole[front["tree"]] = False
+        whole[front.tree] = False
         return whole
 
-    # Numbers of AVCs, read now if need be; NO_ROW in a hole.
-    def _find(self, address: U64Column) -> RowColumn:
+    def _step(
+        self,
+        front: _Front,
+        tree: RowColumn,
+        anon_vma: U64Column,
+        depth: int,
+        whole: BoolColumn,
+        listed: int,
+    ) -> _Front:
+        record = self._record
+        wild = self._reader.space.wild(front.node - self._offset, record.size)
+        if wild.any():
+            whole[front.tree[wild]] = False
+            front = front.pick(~wild)
+        address = front.node - self._offset
+        rows, present = self._reader.rows(record, address)
+        if not present.all():
+            whole[front.tree[~present]] = False
+            front, rows, address = front.pick(present), rows[present], address[present]
+        avc = self._number(address)
+        named = record.column(rows, "anon_vma")
+        linked = rb_parent(record.column(rows, "rb_parent_color")) == front.parent_node
+        followed = self._follow(avc, (named == anon_vma[front.tree]) | linked)
+        self._nodes.append(
+            {
+                "tree": tree[front.tree],
+                "avc": avc,
+                "parent": front.parent,
+                "side": front.side,
+                "depth": np.full(len(avc), depth, dtype=np.int64),
+                "followed": followed.astype(np.int64),
+            }
+        )
+        number = self._count + np.arange(len(avc))
+        self._count += len(avc)
+        new = followed & (avc >= listed)
+        if new.any():
+            self.vma_pointers.append(record.column(rows, "vma")[new])
+            self.anon_vma_pointers.append(named[new])
+        if not followed.all():
+            whole[front.tree[~followed]] = False
+            front, rows, number = front.pick(followed), rows[followed], number[followed]
+        child = np.empty(2 * len(number), dtype=np.uint64)
+        child[0::2] = record.column(rows, "rb_left")
+        child[1::2] = record.column(rows, "rb_right")
+        there = np.flatnonzero(child)
+        above = there // 2
+        return _Front(front.tree[above], child[there], number[above], front.node[above], there % 2)
+
+    # Numbers of AVCs, given to those now that have none yet.
+    def _number(self, address: U64Column) -> RowColumn:
         avc = self._avcs.find(address)
-        new = np.unique(address[avc == NO_ROW])
-        if len(new):
-            rows, present = self._reader.rows(self._avcs.record, new)
-            self._avcs.add(new[present], rows[present])
-            avc = self._avcs.find(address)
-        return avc
+        new = avc == NO_ROW
+        if not new.any():
+            return avc
+        self._avcs.number(self._avcs.unknown(address[new]))
+        return self._avcs.find(address)
 
     # Which of a level's places are followed: those that are wanted, each AVC once in all.
     def _follow(self, avc: RowColumn, wanted: BoolColumn) -> BoolColumn:
@@ -126,11 +188,6 @@ class TreeWalker:
             size = max(len(self._avcs), 2 * len(self._followed))
             self._followed = np.append(self._followed, np.zeros(size - len(self._followed), bool))
             self._place = np.empty(size, dtype=np.int64)
-
-    def followed(self, first: int) -> BoolColumn:
-        """Which AVCs, from number ``first`` on, were followed in a tree."""
-        self._grow()
-        return self._followed[first : len(self._avcs)]
 
     def nodes(self) -> dict[str, RowColumn]:
         """All nodes met so far: ``tree``, ``avc``, ``parent``, ``side`` (0 left), ``depth``, and
@@ -160,7 +217,8 @@ def in_order(parent: RowColumn, side: RowColumn, depth: I64Column) -> RowColumn:
     count = len(parent)
     size = np.ones(count, dtype=np.int64)
     left_size = np.zeros(count, dtype=np.int64)
-    by_depth = np.argsort(depth, kind="stable")
+    # Sorting numbers of 16 bits is much faster.
+    by_depth = np.argsort(depth.astype(np.int16), kind="stable")
     levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1) if count else []
     for level in reversed(levels[1:]):
         np.add.at(size, parent[level], size[level])

@@ -54,13 +54,19 @@ class Record:
         return self._cut(rows, name, at, _UNSIGNED).astype(np.uint64)
 
     def signed(self, rows: NDArray[np.uint8], name: str, at: int = 0) -> NDArray[np.int64]:
-        """Cut one field out of rows as a signed number of its own width.
+        """Cut one field out of rows as :meth:`as_signed` has it."""
+        return self.as_signed(name, self.column(rows, name, at))
+
+    def as_signed(self, name: str, column: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """A column of an unsigned field as signed numbers of the field's own width.
 
         Counters of the kernel's are mostly unsigned; read as signed, one that fell below 0 shows.
-
-        :return: ``int64``.
         """
-        return self._cut(rows, name, at, _SIGNED).astype(np.int64)
+        return (
+            column.astype(_UNSIGNED[self.fields[name].size])
+            .view(_SIGNED[self.fields[name].size])
+            .astype(np.int64)
+        )
 
     def _cut(
         self, rows: NDArray[np.uint8], name: str, at: int, types: Mapping[int, str]

@@ -13,10 +13,13 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from anonvma_inspect.errors import TargetError
 
 __all__ = (
     "AddressSpace",
@@ -43,6 +46,8 @@ WORD = 8
 # lower half must never be read: in an ELF dump written by QEMU physical address 0 answers for a
 # NULL pointer.
 KERNEL_HALF = 1 << 63
+# Twice what x86-64 with four levels of page tables can have (MAX_PHYSMEM_BITS).
+_MOST_RAM = 1 << 47
 
 
 def distinct(addresses: U64Column) -> U64Column:
@@ -75,16 +80,21 @@ def merge_ranges(ranges: U64Column) -> U64Column:
     return np.stack([ranges[first, 0], reach[last]], axis=1)
 
 
-def in_ranges(ranges: U64Column, addresses: U64Column) -> BoolColumn:
+def in_ranges(ranges: U64Column, addresses: U64Column, size: int = 1) -> BoolColumn:
     """Which addresses lie in one of the ranges.
 
     :param ranges: Shape (n, 2): half-open, sorted, disjoint.
     :param addresses: Any values at all.
+    :param size: Bytes there that must lie in it as well.
     """
-    if not len(ranges):
+    start, length = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+    start, length = start[length >= size], length[length >= size]
+    if not len(start):
         return np.zeros(len(addresses), dtype=bool)
-    index = np.searchsorted(ranges[:, 0], addresses, side="right") - 1
-    inside: BoolColumn = (index >= 0) & (addresses < ranges[np.maximum(index, 0), 1])
+    # What lies below the first range is compared with the last one: far above its end, modulo
+    # 2**64.
+    index = np.searchsorted(start, addresses, side="right") - 1
+    inside: BoolColumn = addresses - start[index] <= (length - np.uint64(size))[index]
     return inside
 
 
@@ -121,18 +131,25 @@ class AddressSpace:
         sorted and disjoint.
     :ivar page_size: Bytes.
     :ivar direct_map: Virtual address of physical address 0, modulo 2**64.
+    :raises TargetError: if that is more RAM than any machine has.
     """
 
     ram: U64Column
     page_size: int
     direct_map: int
 
-    def in_ram(self, addresses: U64Column) -> BoolColumn:
+    def __post_init__(self) -> None:
+        total = sum(int(end) - int(start) for start, end in self.ram)
+        if total > _MOST_RAM:
+            raise TargetError(f"RAM of {total >> 40} TiB is described here: no machine has so much")
+
+    def in_ram(self, addresses: U64Column, size: int = 1) -> BoolColumn:
         """Which addresses lie in RAM's direct map.
 
         :param addresses: Any values at all.
+        :param size: Bytes there that must lie in it as well.
         """
-        return in_ranges(self.ram, addresses)
+        return in_ranges(self.ram, addresses, size)
 
     def wild(self, addresses: U64Column, size: int = 1, alignment: int = WORD) -> BoolColumn:
         """Which pointers cannot point to a kernel object in RAM.
@@ -143,9 +160,47 @@ class AddressSpace:
         :param size: Bytes of the object.
         :param alignment: A power of two.
         """
-        last = addresses + np.uint64(size - 1)
-        misaligned: BoolColumn = (addresses & np.uint64(alignment - 1)) != 0
-        return misaligned | (last < addresses) | ~self.in_ram(addresses) | ~self.in_ram(last)
+        wild: BoolColumn = ~self.in_ram(addresses, size)
+        wild |= (addresses & np.uint64(alignment - 1)) != 0
+        return wild
+
+    @cached_property
+    def _places(self) -> tuple[U64Column, U64Column]:
+        # Start of each range, on the boundary of a page, and what to add for places.
+        start = self.ram[:, 0] & np.uint64(-self.page_size % 2**64)
+        pages = (self.ram[:, 1] - start + np.uint64(self.page_size - 1)) // np.uint64(
+            self.page_size
+        )
+        before = np.concatenate([[np.uint64(0)], np.cumsum(pages, dtype=np.uint64)])
+        return start, before * np.uint64(self.page_size)
+
+    @property
+    def room(self) -> int:
+        """Bytes of RAM, in whole pages: what places are below of."""
+        return int(self._places[1][-1])
+
+    def place(self, addresses: U64Column) -> NDArray[np.int64]:
+        """Where addresses would lie if the ranges of RAM followed each other without gaps.
+
+        :param addresses: Any values at all.
+        :return: -1 for what is not in RAM.
+        """
+        if not len(self.ram):
+            return np.full(len(addresses), -1, dtype=np.int64)
+        start, before = self._places
+        index = np.searchsorted(start, addresses, side="right") - 1
+        place = addresses - start[index]
+        outside = place >= (self.ram[:, 1] - start)[index]
+        place += before[index]
+        place[outside] = np.uint64(2**64 - 1)
+        return place.view(np.int64)
+
+    def addresses(self, places: NDArray[np.int64]) -> U64Column:
+        """What lies at places: the reverse of :meth:`place`."""
+        start, before = self._places
+        index = np.searchsorted(before, places.view(np.uint64), side="right") - 1
+        address: U64Column = places.view(np.uint64) - before[index] + start[index]
+        return address
 
 
 class Memory(Protocol):
