@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -12,6 +10,7 @@ from typing import NoReturn
 import click
 
 from anonvma_inspect.cli.app import app
+from anonvma_inspect.cli.process import set_up_process
 from anonvma_inspect.cli.session import drop, say
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import AnonVmaInspectError, TargetError, UsageError
@@ -28,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
     :param arguments: Instead of those of the process.
     """
-    _make_writable()
+    set_up_process()
     code = _run(sys.argv[1:] if arguments is None else list(arguments))
     # What click wrote itself may still be in the buffer.
     for stream in (sys.stdout, sys.stderr):
@@ -86,16 +85,3 @@ def _report_bug(error: Exception, settings: Settings) -> int:
 
 def _complain(message: str) -> None:
     say(f"{PROGRAM}: {printable(message)}\n")
-
-
-def _make_writable() -> None:
-    # A stream that was closed before we began is None; what is written to it goes nowhere.
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open to the end)
-    # Names that the locale's encoding does not have must not end the run; nor must file names of
-    # the command line that are no text.
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -11,7 +11,7 @@ from anonvma_inspect.collect.index import ranks
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.tasks import Threads
-from anonvma_inspect.collect.trees import in_order
+from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import is_write_locked
 from anonvma_inspect.kernel.tags import decode_anon_vma
@@ -200,11 +200,11 @@ def _link_table(met: Met, vma_order: RowColumn) -> Links:
 
 
 def _node_table(met: Met, avc_rank: RowColumn, anon_vma_rank: RowColumn) -> Nodes:
-    places = met.trees.nodes()
-    parent, side = places["parent"], places["side"]
-    anon_vma = anon_vma_rank[places["tree"]]
+    places = met.trees.places()
+    parent, side = places.parent, places.side
+    anon_vma = anon_vma_rank[places.tree]
     size = np.bincount(anon_vma, minlength=len(anon_vma_rank))
-    row = in_order(parent, side, places["depth"])
+    row = in_order(places)
     row += (np.cumsum(size) - size)[anon_vma]
     inner = np.flatnonzero(parent != NO_ROW)
     above = row[parent[inner]]
@@ -220,12 +220,12 @@ def _node_table(met: Met, avc_rank: RowColumn, anon_vma_rank: RowColumn) -> Node
 
     return Nodes(
         anon_vma=np.repeat(np.arange(len(size)), size),
-        avc=sorted_(avc_rank[places["avc"]]),
+        avc=sorted_(avc_rank[places.avc]),
         parent=up,
         left=left,
         right=right,
-        depth=sorted_(places["depth"]),
-        again=sorted_(places["again"].astype(bool)),
+        depth=sorted_(places.depth).astype(np.int64),
+        again=sorted_(met_again(places)),
     )
 
 

@@ -6,19 +6,39 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anonvma_inspect.collect.index import AddressIndex, batches
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
-from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn
+from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("TreeWalker", "in_order")
+__all__ = ("Places", "TreeWalker", "in_order", "met_again")
 
 # A red-black tree of 2^64 nodes has no more levels than this. One that is deeper is none, and would
 # cost a round for each of its nodes.
 _MAX_DEPTH = 128
+
+
+class Places(NamedTuple):
+    """Places in trees, as columns, in the order in which they were met.
+
+    :ivar tree: What the tree was called.
+    :ivar avc: Number of the AVC.
+    :ivar parent: Number of the parent's place in these columns, NO_ROW for a root.
+    :ivar side: On which side of it: 0 left, 1 right.
+    :ivar depth: 0 for a root.
+    :ivar followed: The walk went on from here.
+    """
+
+    tree: RowColumn
+    avc: RowColumn
+    parent: RowColumn
+    side: NDArray[np.int8]
+    depth: NDArray[np.int16]
+    followed: BoolColumn
 
 
 class _Front(NamedTuple):
@@ -35,7 +55,7 @@ class _Front(NamedTuple):
     node: U64Column
     parent: RowColumn
     parent_node: U64Column
-    side: RowColumn
+    side: NDArray[np.int8]
 
     def pick(self, which: BoolColumn | slice) -> _Front:
         return _Front(
@@ -78,7 +98,7 @@ class TreeWalker:
         self._followed = np.zeros(0, dtype=bool)
         # Scratch space: for each AVC, its place in a level.
         self._place = np.empty(0, dtype=np.int64)
-        self._nodes: list[dict[str, RowColumn]] = []
+        self._places: list[Places] = []
         self._count = 0
         self.vma_pointers: list[U64Column] = []
         self.anon_vma_pointers: list[U64Column] = []
@@ -99,7 +119,11 @@ class TreeWalker:
         occupied = np.flatnonzero(pointer != 0)
         nothing = np.zeros(len(occupied), dtype=np.int64)
         front = _Front(
-            occupied, pointer[occupied], nothing + NO_ROW, nothing.view(np.uint64), nothing
+            occupied,
+            pointer[occupied],
+            nothing + NO_ROW,
+            nothing.view(np.uint64),
+            nothing.astype(np.int8),
         )
         depth = 0
         while len(front.tree) and depth < _MAX_DEPTH:
@@ -136,15 +160,15 @@ class TreeWalker:
         named = record.column(rows, "anon_vma")
         linked = rb_parent(record.column(rows, "rb_parent_color")) == front.parent_node
         followed = self._follow(avc, (named == anon_vma[front.tree]) | linked)
-        self._nodes.append(
-            {
-                "tree": tree[front.tree],
-                "avc": avc,
-                "parent": front.parent,
-                "side": front.side,
-                "depth": np.full(len(avc), depth, dtype=np.int64),
-                "followed": followed.astype(np.int64),
-            }
+        self._places.append(
+            Places(
+                tree[front.tree],
+                avc,
+                front.parent,
+                front.side,
+                np.full(len(avc), depth, dtype=np.int16),
+                followed,
+            )
         )
         number = self._count + np.arange(len(avc))
         self._count += len(avc)
@@ -160,7 +184,13 @@ class TreeWalker:
         child[1::2] = record.column(rows, "rb_right")
         there = np.flatnonzero(child)
         above = there // 2
-        return _Front(front.tree[above], child[there], number[above], front.node[above], there % 2)
+        return _Front(
+            front.tree[above],
+            child[there],
+            number[above],
+            front.node[above],
+            (there % 2).astype(np.int8),
+        )
 
     # Numbers of AVCs, given to those now that have none yet.
     def _number(self, address: U64Column) -> RowColumn:
@@ -189,36 +219,37 @@ class TreeWalker:
             self._followed = np.append(self._followed, np.zeros(size - len(self._followed), bool))
             self._place = np.empty(size, dtype=np.int64)
 
-    def nodes(self) -> dict[str, RowColumn]:
-        """All nodes met so far: ``tree``, ``avc``, ``parent``, ``side`` (0 left), ``depth``, and
-        ``again`` for all meetings of an AVC but one: the one that was followed, else the first; in
-        the order in which they were met, ``parent`` by this numbering.
-        """
-        names = ("tree", "avc", "parent", "side", "depth", "followed")
-        nodes = {
-            name: np.concatenate([level[name] for level in self._nodes] or [np.empty(0, np.int64)])
-            for name in names
-        }
-        nodes["again"] = np.zeros(len(nodes["avc"]), dtype=np.int64)
-        often = np.flatnonzero(np.bincount(nodes["avc"], minlength=1)[nodes["avc"]] > 1)
-        order = often[np.lexsort((often, -nodes["followed"][often], nodes["avc"][often]))]
-        repeated = nodes["avc"][order[1:]] == nodes["avc"][order[:-1]]
-        nodes["again"][order[1:][repeated]] = 1
-        return nodes
+    def places(self) -> Places:
+        """All places met so far, in the order in which they were met."""
+        parts = self._places
+        return Places(
+            np.concatenate([part.tree for part in parts] or [np.empty(0, np.int64)]),
+            np.concatenate([part.avc for part in parts] or [np.empty(0, np.int64)]),
+            np.concatenate([part.parent for part in parts] or [np.empty(0, np.int64)]),
+            np.concatenate([part.side for part in parts] or [np.empty(0, np.int8)]),
+            np.concatenate([part.depth for part in parts] or [np.empty(0, np.int16)]),
+            np.concatenate([part.followed for part in parts] or [np.empty(0, np.bool_)]),
+        )
 
 
-def in_order(parent: RowColumn, side: RowColumn, depth: I64Column) -> RowColumn:
-    """Place of each node in the in-order sequence of its own tree.
+def met_again(places: Places) -> BoolColumn:
+    """All meetings of an AVC but one: the one that was followed, else the first."""
+    again = np.zeros(len(places.avc), dtype=bool)
+    often = np.flatnonzero(np.bincount(places.avc, minlength=1)[places.avc] > 1)
+    order = often[np.lexsort((often, ~places.followed[often], places.avc[often]))]
+    repeated = places.avc[order[1:]] == places.avc[order[:-1]]
+    again[order[1:][repeated]] = True
+    return again
 
-    :param parent: Number of the parent of each, NO_ROW for a root.
-    :param side: 0 for a left child, 1 for a right one.
-    :param depth: 0 for a root.
-    """
+
+def in_order(places: Places) -> RowColumn:
+    """For each place, how many others of its tree come before it."""
+    parent, side, depth = places.parent, places.side, places.depth
     count = len(parent)
     size = np.ones(count, dtype=np.int64)
     left_size = np.zeros(count, dtype=np.int64)
-    # Sorting numbers of 16 bits is much faster.
-    by_depth = np.argsort(depth.astype(np.int16), kind="stable")
+    # Sorting numbers of 16 bits is much faster than wider ones.
+    by_depth = np.argsort(depth, kind="stable")
     levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1) if count else []
     for level in reversed(levels[1:]):
         np.add.at(size, parent[level], size[level])
