@@ -18,7 +18,7 @@ from anonvma_inspect.collect import collect
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target import Target, TargetOptions, open_target
 
-__all__ = ("CAPTURES", "Capture")
+__all__ = ("CAPTURES", "KERNELS", "Capture")
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 
@@ -68,4 +68,14 @@ def _find() -> list[Capture]:
     return captures
 
 
+# The smallest of each kernel.
+def _one_of_each_kernel(captures: list[Capture]) -> list[Capture]:
+    smallest: dict[str, Capture] = {}
+    for capture in sorted(captures, key=lambda capture: capture.core.stat().st_size):
+        smallest.setdefault(capture.manifest["kernel"]["release"], capture)
+    return sorted(smallest.values(), key=lambda capture: capture.name)
+
+
 CAPTURES = _find()
+#: For tests of what depends on the kernel's structures, and not on what ran.
+KERNELS = _one_of_each_kernel(CAPTURES)

@@ -458,7 +458,7 @@ CORRUPTIONS = [
 ]  # fmt: skip
 
 # Where one fixture of each kernel has objects of every role.
-CORRUPTED = [capture for capture in CAPTURES if capture.manifest["workload"] == "forktree"]
+CORRUPTED = [capture for capture in CAPTURES if capture.name.startswith("forktree-")]
 
 
 @pytest.mark.parametrize("corruption", CORRUPTIONS, ids=lambda corruption: corruption.name)

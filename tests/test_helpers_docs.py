@@ -14,13 +14,13 @@ import pytest
 from anonvma_inspect import helpers
 from anonvma_inspect.helpers import for_each_vma_avc, vma_anon_vma
 
-from .captures import CAPTURES, Capture
+from .captures import KERNELS, Capture
 from .programs import forked_vma, program, vma_at, with_words
 
 GUIDE = Path(__file__).parent.parent / "docs" / "helpers.md"
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-pytestmark = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
+pytestmark = pytest.mark.parametrize("capture", KERNELS, ids=lambda capture: capture.name)
 
 
 def names(capture: Capture) -> dict[str, Any]:
