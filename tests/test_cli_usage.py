@@ -145,6 +145,7 @@ def test_one_sentence(cli: Cli, arguments: list[str], sentence: str) -> None:
         ["audit", "--max-findings", "-1"],
         ["-c"],
         ["vma", "1", "2", "3"],
+        ["audit", "no-such-file"],
         ["snapshot"],
     ],
 )
@@ -169,8 +170,25 @@ def test_a_core_where_something_else_belongs(cli: Cli, core: str, vmlinux: str) 
         f"{vmlinux} is a kernel executable, not a core dump. Did you mean -s {vmlinux}?"
     )
     assert cli.fails(2, vmlinux, "audit") == (
-        f"{vmlinux} is a kernel executable, not a command. Did you mean -s {vmlinux}?"
+        f"{vmlinux} is a kernel executable. Did you mean -s {vmlinux}?"
     )
+
+
+@pytest.mark.parametrize(
+    "arguments", [["audit"], ["stats"], ["snapshot", "-o", "x"], ["tree", "1", "2"]]
+)
+def test_a_file_too_many(
+    cli: Cli, core: str, vmlinux: str, tmp_path: Path, arguments: list[str]
+) -> None:
+    other = tmp_path / "other"
+    other.write_text("hello")
+    for file, guess in (
+        (core, f"{core} is a core dump. Did you mean -c {core}?"),
+        (vmlinux, f"{vmlinux} is a kernel executable. Did you mean -s {vmlinux}?"),
+        (str(other), f"{other} is a file. Did you mean -c {other}?"),
+    ):
+        assert cli.fails(2, *arguments, file) == guess
+        assert cli.fails(2, *arguments, "nothing", file, "-c", core) == guess
 
 
 def test_a_file_that_would_be_overwritten(cli: Cli, tmp_path: Path, core: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import click
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
@@ -27,7 +28,7 @@ EXIT_CODES = {Outcome.CLEAN: 0, Outcome.VIOLATED: 1, Outcome.INCOMPLETE: 4}
 _MAX_TEXT_FINDINGS = 100
 
 
-@click.command("audit")
+@click.command("audit", cls=Command)
 @click.option(
     "--pid",
     "pids",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_vma, find_vma_at
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
@@ -23,7 +24,7 @@ _WHY = {
 }
 
 
-@click.command("chain", options_metavar="[OPTIONS]")
+@click.command("chain", cls=Command, options_metavar="[OPTIONS]")
 @click.argument("pid", metavar="PID ADDRESS | VMA-POINTER")
 @click.argument("address", required=False, metavar="")
 @shared_options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.session import Session
 from anonvma_inspect.cli.settings import Settings
@@ -13,7 +14,7 @@ from anonvma_inspect.report.explain import ExplainReport
 __all__ = ("command",)
 
 
-@click.command("explain")
+@click.command("explain", cls=Command)
 @click.argument("code", required=False)
 @shared_options
 @click.pass_obj

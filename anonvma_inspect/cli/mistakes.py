@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Sequence
 
-__all__ = ("describe_file", "suggest_command")
+__all__ = ("describe_file", "suggest_command", "suggest_option")
 
 # ELF header: e_type at byte 16.
 _ET_CORE = 4
@@ -34,13 +34,22 @@ def describe_file(path: str) -> str | None:
     return "file"
 
 
+def suggest_option(word: str) -> str | None:
+    """Say which option a file goes with.
+
+    :return: ``None`` if there is no such file.
+    """
+    kind = describe_file(word)
+    if kind == "vmlinux":
+        return f"{word} is a kernel executable. Did you mean -s {word}?"
+    return None if kind is None else f"{word} is a {kind}. Did you mean -c {word}?"
+
+
 def suggest_command(name: str, commands: Sequence[str]) -> str:
     """Say what is wrong with a word that stands where a command should."""
-    kind = describe_file(name)
-    if kind == "vmlinux":
-        return f"{name} is a kernel executable, not a command. Did you mean -s {name}?"
-    if kind is not None:
-        return f"{name} is a {kind}. Did you mean -c {name}?"
+    suggestion = suggest_option(name)
+    if suggestion is not None:
+        return suggestion
     close = difflib.get_close_matches(name.lower(), commands)
     if close:
         return f"there is no command {name!r}. Did you mean {' or '.join(close)}?"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -13,7 +14,7 @@ from anonvma_inspect.report.snapshot import SnapshotReport
 __all__ = ("command",)
 
 
-@click.command("snapshot")
+@click.command("snapshot", cls=Command)
 @click.option("-o", "--output", required=True, metavar="FILE", help="A name in .xz compresses.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--anonymize", is_flag=True, help="Leave out the names of commands and files.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -12,7 +13,7 @@ from anonvma_inspect.report.stats import StatsReport
 __all__ = ("command",)
 
 
-@click.command("stats")
+@click.command("stats", cls=Command)
 @shared_options
 @click.pass_obj
 def command(settings: Settings) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import numpy as np
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_anon_vma, find_vma_at
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
@@ -25,7 +26,7 @@ _STATES = {
 }
 
 
-@click.command("tree", options_metavar="[OPTIONS]")
+@click.command("tree", cls=Command, options_metavar="[OPTIONS]")
 @click.argument("pid", metavar="PID ADDRESS | ANON-VMA-POINTER")
 @click.argument("address", required=False, metavar="")
 @shared_options

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 import numpy as np
 
+from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_process, find_slot, slots_of
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_address, parse_pid
@@ -17,7 +18,7 @@ from anonvma_inspect.tables import NO_ROW
 __all__ = ("command",)
 
 
-@click.command("vma")
+@click.command("vma", cls=Command)
 @click.argument("pid")
 @click.argument("address", required=False)
 @shared_options
