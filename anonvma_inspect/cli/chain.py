@@ -5,9 +5,8 @@ from __future__ import annotations
 import click
 
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.find import find_vma, find_vma_at
+from anonvma_inspect.cli.find import find_named, find_vma
 from anonvma_inspect.cli.options import shared_options
-from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.report.chain import ChainReport
@@ -35,16 +34,9 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
     The VMA is the one of process PID that ADDRESS lies in, or the one that VMA-POINTER points to.
     """
     session = Session(settings)
-    if address is None:
-        pointer = parse_pointer(pid, "chain PID ADDRESS")
-        target = session.open()
-        tables = session.collect(target)
-        row = find_vma(tables, pointer)
-    else:
-        number, place = parse_pid(pid), parse_address(address)
-        target = session.open()
-        tables = session.collect(target, (number,))
-        row = find_vma_at(tables, number, place)
+    target, tables, row = find_named(
+        session, "chain", (pid, address), find_vma, lambda tables, vma: vma
+    )
     session.answer(ChainReport(target_facts(target, tables), tables, row))
     end = ChainEnd(int(tables.vmas.chain_end[row]))
     if end is not ChainEnd.CLOSED:

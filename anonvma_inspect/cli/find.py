@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
+from anonvma_inspect.cli.session import Session
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.report.objects import Process, process_of_mm
 from anonvma_inspect.report.words import counted, span
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows
+from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import U64Column
 
 __all__ = (
     "find_anon_vma",
+    "find_named",
     "find_process",
     "find_slot",
     "find_vma",
     "find_vma_at",
     "slots_of",
 )
+
+
+def find_named(
+    session: Session,
+    command: str,
+    words: tuple[str, str | None],
+    pointed_to: Callable[[Tables, int], int],
+    of_vma: Callable[[Tables, int], int],
+) -> tuple[Target, Tables, int]:
+    """Open the target, read it, and find what ``PID ADDRESS`` or a pointer names.
+
+    :param command: Whose arguments the words are.
+    :param words: PID and address, or a pointer and nothing.
+    :param pointed_to: The row of the object that a pointer points to.
+    :param of_vma: The row of the object that the VMA in this row stands for.
+    :raises UsageError: if the words cannot name anything.
+    :raises NotFoundError: if they name nothing in this target.
+    """
+    first, address = words
+    if address is None:
+        pointer = parse_pointer(first, f"{command} PID ADDRESS")
+        target = session.open()
+        tables = session.collect(target)
+        return target, tables, pointed_to(tables, pointer)
+    pid, place = parse_pid(first), parse_address(address)
+    target = session.open()
+    tables = session.collect(target, (pid,))
+    return target, tables, of_vma(tables, find_vma_at(tables, pid, place))
 
 
 def find_process(tables: Tables, pid: int) -> Process:

@@ -6,9 +6,8 @@ import click
 import numpy as np
 
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.find import find_anon_vma, find_vma_at
+from anonvma_inspect.cli.find import find_anon_vma, find_named
 from anonvma_inspect.cli.options import shared_options
-from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import NotFoundError
@@ -38,16 +37,7 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
     ANON-VMA-POINTER points to. Smaller keys stand above; the root is at the left.
     """
     session = Session(settings)
-    if address is None:
-        pointer = parse_pointer(pid, "tree PID ADDRESS")
-        target = session.open()
-        tables = session.collect(target)
-        row = find_anon_vma(tables, pointer)
-    else:
-        number, place = parse_pid(pid), parse_address(address)
-        target = session.open()
-        tables = session.collect(target, (number,))
-        row = _active(tables, find_vma_at(tables, number, place))
+    target, tables, row = find_named(session, "tree", (pid, address), find_anon_vma, _active)
     session.answer(TreeReport(target_facts(target, tables), tables, row))
     if bool(tables.anon_vmas.tree_whole[row]):
         return 0
