@@ -129,6 +129,8 @@ class Mms:
     whole: BoolColumn
     #: ``mmap_lock`` is held for write.
     write_locked: BoolColumn
+    #: All its words were there; without some of them nobody knows whether it is at rest.
+    known: BoolColumn
     #: What names the heap, the stack and the vdso among its VMAs (0 where the kernel has no such
     #: field).
     start_brk: U64Column

@@ -551,6 +551,7 @@ class _Reader:
                 walked=_flags([mm.walked for mm in mms]),
                 whole=_flags([mm.whole for mm in mms]),
                 write_locked=_flags([mm.write_locked for mm in mms]),
+                known=_flags([True for _ in mms]),
                 start_brk=_words([0] * len(mms)),
                 brk=_words([0] * len(mms)),
                 start_stack=_words([0] * len(mms)),

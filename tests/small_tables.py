@@ -115,6 +115,7 @@ def make_tables(
             walked=flags(True, True),
             whole=flags(True, True),
             write_locked=flags(False, False),
+            known=flags(True, True),
             start_brk=words(0x1000, 0x8000),
             brk=words(0x3000, 0x9000),
             start_stack=words(0x7000, 0x7000),

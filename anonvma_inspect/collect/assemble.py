@@ -157,6 +157,7 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
         walked=all_mms.walked[mm_order],
         whole=all_mms.whole[mm_order],
         write_locked=column("write_locked"),
+        known=column("known"),
         start_brk=column("start_brk"),
         brk=column("brk"),
         start_stack=column("start_stack"),

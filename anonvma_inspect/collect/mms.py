@@ -24,7 +24,8 @@ _MT_FLAGS = 0x301
 class MmFields:
     """Fields of mms, as columns, in the order asked for.
 
-    :ivar present: Which mms could be read.
+    :ivar known: Of which mms all fields could be read.
+    :ivar present: Of which the root of the VMAs could.
     """
 
     address: U64Column
@@ -37,6 +38,7 @@ class MmFields:
     start_stack: U64Column
     vdso: U64Column
     vma_root: U64Column
+    known: BoolColumn
     present: BoolColumn
 
 
@@ -56,11 +58,14 @@ class SlotColumns:
 
 def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
     """Read the fields of mms that are needed."""
+    known = np.ones(len(addresses), dtype=bool)
 
     def words(name: str) -> U64Column:
         if name not in era.mm:
             return np.zeros(len(addresses), dtype=np.uint64)
-        return reader.words(era.mm, addresses, name)[0]
+        values, there = reader.words(era.mm, addresses, name)
+        np.logical_and(known, there, out=known)
+        return values
 
     def signed32(name: str) -> I64Column:
         return words(name).astype(np.uint32).view(np.int32).astype(np.int64)
@@ -82,6 +87,7 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
         start_stack=words("start_stack"),
         vdso=words("vdso"),
         vma_root=vma_root,
+        known=known,
         present=present,
     )
 

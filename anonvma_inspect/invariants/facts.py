@@ -65,9 +65,11 @@ class Facts:
 
     @cached_property
     def mm_lasting(self) -> BoolColumn:
-        """mms that belong to a task, and that no failed fork or oom reaper has left unstable."""
+        """mms that belong to a task, and that no failed fork or oom reaper has left unstable, as
+        far as they are known.
+        """
         mms = self.tables.mms
-        lasting: BoolColumn = mms.listed & ((mms.flags & _MMF_UNSTABLE) == 0)
+        lasting: BoolColumn = mms.listed & mms.known & ((mms.flags & _MMF_UNSTABLE) == 0)
         return lasting
 
     # ---- pointers without low bits, and what they lead to

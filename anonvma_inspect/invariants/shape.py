@@ -132,7 +132,8 @@ def _lost_children(facts: Facts) -> tuple[RowColumn, RowColumn, BoolColumn, RowC
     lost = facts.orphans
     anon_vma, home = facts.avc_anon_vma_row[lost], facts.home[lost]
     root, mm = take(facts.root_row, anon_vma, NO_ROW), take(vmas.mm, home, NO_ROW)
-    held = take(tables.anon_vmas.write_locked, root, True) | take(tables.mms.write_locked, mm, True)
+    held = take(tables.anon_vmas.write_locked, root, True)
+    held |= take(tables.mms.write_locked | ~tables.mms.known, mm, True)
     says = rb_parent(avcs.rb_parent_color[lost])
     top = anon_vma[~held & (says == 0)]
     hollow = top[(facts.tree_pointer[top] != 0) & (facts.nodes_in_tree[top] == 0)]
