@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +19,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_state_machine
 
-from anonvma_inspect.cli import main
 from anonvma_inspect.collect import collect
 from anonvma_inspect.invariants.catalogue import audit
 from anonvma_inspect.target import Target
-from anonvma_inspect.target.memory import OverlayMemory
+from anonvma_inspect.target.memory import OverlayMemory, U64Column
 from anonvma_inspect.target.snapshot import SnapshotHeader, pack
 
+from .clirun import Cli
 from .model.eras import ERAS, Rules
 from .model.image import Image
 from .model.objects import AnonVma, Avc, Vma
@@ -279,12 +280,8 @@ def test_degree_is_checked(name: str, change: int) -> None:
     assert findings[0].expected.endswith(str(anon_vma.degree))
 
 
-@pytest.mark.parametrize("name", ["5.10", "6.1", "6.12", "7.0", "7.3"])
-def test_a_file_of_it(name: str, tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """From the bytes of a file to the exit code."""
-    player, _ = play(ERAS[name], made_up(2))
-    image = Image(player.machine, 2)
-    target = image.target()
+def write_snapshot(core: Path, target: Target, ranges: U64Column) -> None:
+    """Write what an era with BTF has in some ranges as a file."""
     header = SnapshotHeader(
         release=target.release,
         machine=target.architecture,
@@ -297,10 +294,17 @@ def test_a_file_of_it(name: str, tmp_path: Any, capsys: pytest.CaptureFixture[st
     )
     types = ("task_struct", "signal_struct", "mm_struct", "maple_node", "vm_area_struct")
     btf = target.load_btf().reduce((*types, "anon_vma_chain", "anon_vma"))
+    vmcoreinfo = f"OSRELEASE={target.release}\n".encode()
+    core.write_bytes(pack(header, btf, vmcoreinfo, target.memory, ranges))
+
+
+@pytest.mark.parametrize("name", ["5.10", "6.1", "6.12", "7.0", "7.3"])
+def test_exit_code(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the bytes of a file to what the command line says."""
+    player, _ = play(ERAS[name], made_up(2))
+    image = Image(player.machine, 2)
     core = tmp_path / "model.core"
-    vmcoreinfo = f"OSRELEASE={name}\n".encode()
-    core.write_bytes(pack(header, btf, vmcoreinfo, target.memory, image.ram.ranges()))
-    with pytest.raises(SystemExit) as ended:
-        main(["-c", str(core), "audit"])
-    assert ended.value.code == 0
-    assert "0 findings" in capsys.readouterr().out
+    write_snapshot(core, image.target(), image.ram.ranges())
+    ran = Cli(capsys)("-c", str(core), "audit")
+    assert ran.code == 0
+    assert "0 findings" in ran.out
