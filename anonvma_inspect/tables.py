@@ -174,6 +174,8 @@ class Vmas:
     #: Its pointer part, 0 if there is none, and its low bits (see kernel.tags).
     anon_vma_pointer: U64Column
     anon_vma_tag: U64Column
+    #: It says that it is in the tree of its mm. True where the kernel keeps no such mark.
+    attached: BoolColumn
     #: ``anon_vma_chain.next`` and ``.prev``.
     chain_next: U64Column
     chain_prev: U64Column

@@ -63,6 +63,7 @@ ERA = Era(
         vm_end=8,
         vm_mm=16,
         vm_flags=32,
+        detached=40,
         anon_vma_chain=64,
         anon_vma_chain_next=64,
         anon_vma_chain_prev=72,
@@ -136,6 +137,8 @@ class Vma:
     vm_mm: int
     vm_pgoff: int
     vm_file: int = 0
+    vm_flags: int = 0x100073
+    attached: bool = True
     anon_vma: int = 0
     next: int = 0
     prev: int = 0
@@ -221,6 +224,10 @@ class Model:
         address = self._next
         self._next += -(-size // 64) * 64
         return address
+
+    def elsewhere(self, size: int) -> int:
+        """Memory for an object that is to lie where no other is."""
+        return self._allocate(size)
 
     def mm(self, comm: str | None = None) -> Mm:
         """A new mm, with a task unless ``comm`` is left out."""
@@ -568,13 +575,14 @@ class _Reader:
                 address=_words([vma.address for vma in vmas]),
                 vm_start=_words([vma.vm_start for vma in vmas]),
                 vm_end=_words([vma.vm_end for vma in vmas]),
-                vm_flags=_words([0] * len(vmas)),
+                vm_flags=_words([vma.vm_flags for vma in vmas]),
                 vm_pgoff=_words([vma.vm_pgoff for vma in vmas]),
                 vm_file=_words([vma.vm_file for vma in vmas]),
                 vm_mm=_words([vma.vm_mm for vma in vmas]),
                 anon_vma=_words([vma.anon_vma for vma in vmas]),
                 anon_vma_pointer=_words([vma.anon_vma & ~7 for vma in vmas]),
                 anon_vma_tag=_words([vma.anon_vma & 7 for vma in vmas]),
+                attached=_flags([vma.attached for vma in vmas]),
                 chain_next=_words([vma.next for vma in vmas]),
                 chain_prev=_words([vma.prev for vma in vmas]),
                 chain_head=_words([vma.head for vma in vmas]),

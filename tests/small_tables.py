@@ -139,6 +139,7 @@ def make_tables(
             anon_vma=words(ROOT, 0, LEAF),
             anon_vma_pointer=words(ROOT, 0, LEAF),
             anon_vma_tag=words(0, 0, 0),
+            attached=flags(True, True, True),
             chain_next=words(AVC_A + LIST, VMA_F + HEAD, AVC_L + LIST),
             chain_prev=words(AVC_A + LIST, VMA_F + HEAD, AVC_B + LIST),
             chain_head=words(VMA_A + HEAD, VMA_F + HEAD, VMA_B + HEAD),

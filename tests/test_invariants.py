@@ -13,7 +13,7 @@ import pytest
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import Audit, audit
 
-from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, Vma, forest
+from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, Vma, forest, without
 
 WILD = 0x4141414141414148
 POISON_NEXT, POISON_PREV = 0xDEAD000000000100, 0xDEAD000000000122
@@ -844,7 +844,10 @@ def mark_on_another(model: Model) -> list[Expected]:
     anon_vma.write_locked = True
     first = anon_vma.rb_root
     anon_vma.rb_root |= 1
-    return [("AV207", anon_vma, hex(first), hex(first | 1))]
+    return [
+        ("AV207", anon_vma, hex(first), hex(first | 1)),
+        ("AV303", anon_vma, "not locked for write", "locked for write"),
+    ]
 
 
 # ---- AV301 and AV302
@@ -1030,6 +1033,108 @@ def low_bit_in_parent(model: Model) -> list[Expected]:
 
 
 # ---- all of them
+
+
+# ---- AV003, AV004
+
+
+@case
+def detached_vma_in_the_tree(model: Model) -> list[Expected]:
+    vma = piece(model, 4)
+    vma.attached = False
+    return [("AV003", vma, "false", "true")]
+
+
+def test_detached_while_the_mm_is_locked() -> None:
+    model = forest()
+    piece(model, 4).attached = False
+    init(model).write_locked = True
+    assert not found(model)
+
+
+@case
+def anon_vma_of_a_shared_mapping(model: Model) -> list[Expected]:
+    vma = piece(model, 4)
+    vma.vm_flags |= 0x8
+    return [("AV004", vma, "VM_MAYWRITE without VM_SHARED", "0x10007b")]
+
+
+@case
+def anon_vma_of_a_mapping_that_may_not_be_written(model: Model) -> list[Expected]:
+    vma = piece(model, 4)
+    vma.vm_flags &= ~0x20
+    return [("AV004", vma, "VM_MAYWRITE without VM_SHARED", "0x100053")]
+
+
+# ---- AV106, AV107
+
+
+def chain_of(vma: Vma) -> str:
+    return " ".join(hex(member) for member in sorted(avc.anon_vma for avc in vma.chain))
+
+
+@case
+def double_reuse(model: Model) -> list[Expected]:
+    # CVE-2022-42703, first state: one anon_vma is the active one of two VMAs whose chains differ,
+    # and all counts are right.
+    first, second = piece(model, 0, 1), piece(model, 1, 1)
+    model.link(second, own(first))
+    second.active = own(first)
+    model.finish()
+    return [("AV106", second, chain_of(first), chain_of(second))]
+
+
+@case
+def root_active_in_a_longer_chain(model: Model) -> list[Expected]:
+    vma = piece(model, 0, 1)
+    vma.active = root_of(vma)
+    model.finish()
+    home, mm = init(model).address, model.mms[1].address
+    return [
+        ("AV106", vma, hex(own(vma).address), chain_of(vma)),
+        ("AV107", vma, f"mm {home:#x}", f"mm {mm:#x}"),
+    ]
+
+
+def test_anon_vma_shared_with_another_mm_under_degree() -> None:
+    model = forest(without("num_children", "num_active_vmas", degree=80))
+    vma = piece(model, 0, 1)
+    vma.active = root_of(vma)
+    model.finish()
+    assert [finding.code for finding in found(model)] == ["AV106"]
+
+
+# ---- AV303
+
+
+@case
+def write_lock_of_an_anon_vma_that_is_no_root(model: Model) -> list[Expected]:
+    leaf = own(piece(model, 2, 2))
+    leaf.write_locked = True
+    return [("AV303", leaf, "not locked for write", "locked for write")]
+
+
+# ---- AV602
+
+
+@case
+def two_avcs_in_one_place(model: Model) -> list[Expected]:
+    first, second = model.avcs[4], model.avcs[9]
+    first.address = model.elsewhere(256)
+    second.address = first.address + 8
+    model.finish()
+    return [("AV602", second, "64 bytes of its own", f"anon_vma_chain at {first.address:#x}")]
+
+
+@case
+def an_anon_vma_inside_a_vma(model: Model) -> list[Expected]:
+    vma, anon_vma = piece(model, 5), own(piece(model, 3, 3))
+    anon_vma.address = vma.address + 16
+    for avc in anon_vma.tree:
+        avc.anon_vma = anon_vma.address
+    model.finish()
+    size = model.era.vma.size
+    return [("AV602", vma, f"{size} bytes of its own", f"anon_vma at {anon_vma.address:#x}")]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.collect.index import ranks
 from anonvma_inspect.collect.met import Met
-from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.collect.tasks import Threads
 from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
@@ -49,6 +49,8 @@ _VMA_WORDS = (
     "anon_vma_chain_prev",
     "anon_pgoff_lo",
     "anon_pgoff_hi",
+    "detached",
+    "vm_refcnt",
 )
 _AVC_WORDS = (
     "vma",
@@ -277,6 +279,7 @@ def _vma_table(
         anon_vma=words["anon_vma"],
         anon_vma_pointer=pointer,
         anon_vma_tag=tag,
+        attached=_attached(words, len(order)),
         chain_next=words["anon_vma_chain_next"],
         chain_prev=words["anon_vma_chain_prev"],
         chain_head=address + np.uint64(era.vma.offset("anon_vma_chain")),
@@ -288,6 +291,17 @@ def _vma_table(
         chain_end=met.chain_end[order],
         chain_length=met.chain_length[order],
     )
+
+
+# The count of a VMA in no tree is 0: vma_mark_detached() in include/linux/mmap_lock.h (v6.15).
+def _attached(words: Columns, count: int) -> BoolColumn:
+    if "detached" in words:
+        attached: BoolColumn = words["detached"] == 0
+    elif "vm_refcnt" in words:
+        attached = words["vm_refcnt"] != 0
+    else:
+        attached = np.ones(count, dtype=bool)
+    return attached
 
 
 def _anon_vma_table(

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.errors import UsageError
-from anonvma_inspect.invariants import chains, counts, lineage, tags, trees, vmas
+from anonvma_inspect.invariants import (
+    chains,
+    counts,
+    lineage,
+    roles,
+    sharing,
+    tags,
+    trees,
+    vmas,
+)
 from anonvma_inspect.invariants.base import (
     Finding,
     FindingMaker,
@@ -36,7 +45,8 @@ __all__ = ("CATALOGUE", "Audit", "audit", "run", "select")
 CATALOGUE: tuple[Invariant, ...] = tuple(
     sorted(
         itertools.chain.from_iterable(
-            module.INVARIANTS for module in (vmas, chains, trees, lineage, counts, tags)
+            module.INVARIANTS
+            for module in (vmas, chains, sharing, trees, lineage, counts, tags, roles)
         ),
         key=lambda invariant: invariant.code,
     )

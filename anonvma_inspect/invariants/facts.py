@@ -382,6 +382,29 @@ class Facts:
         found[known] = find_rows(self.pair_keys, self.pair_key(vma[known], anon_vma[known])) >= 0
         return found
 
+    @cached_property
+    def chain_settled(self) -> BoolColumn:
+        """VMAs whose chain can be compared with others.
+
+        They are in the tree of an mm that nobody changes; of no entry of the chain is it in doubt
+        which anon_vma it leads to; and what every chain must have is there: the active anon_vma,
+        its root, and all parents (if not, AV104 and AV105 say so).
+        """
+        tables = self.tables
+        vmas, chain, member = tables.vmas, tables.links.vma, self.link_anon_vma
+        count = len(vmas.address)
+        settled: BoolColumn = self.chain_whole & (vmas.slot != NO_ROW) & (vmas.active != NO_ROW)
+        settled &= take(self.mm_at_rest, vmas.mm, False)
+        doubtful = ~self.link_certain | (member == NO_ROW) | (self.link_tree == NO_ROW)
+        settled[chain[doubtful]] = False
+        root = take(self.root_row, vmas.active, NO_ROW)
+        for needed in (vmas.active, root):
+            settled &= marked(count, chain[member == needed[chain]])
+        if self.era.has_parent:
+            _, orphaned, _ = self.stray_parents
+            settled[orphaned] = False
+        return settled
+
     # ---- anon_vmas
 
     @cached_property

@@ -236,6 +236,26 @@ def _cycles(facts: Facts, judged: BoolColumn) -> RowColumn:
     return member[first]
 
 
+def _check_idle_lock(facts: Facts) -> Verdict:
+    # Nobody locks an anon_vma that is not a root for write.
+    anon_vmas = facts.tables.anon_vmas
+    judged = facts.believed & (facts.root_row != np.arange(len(anon_vmas.address)))
+    judged &= facts.root_row != NO_ROW
+    rows = np.flatnonzero(judged & anon_vmas.write_locked)
+    return Verdict(
+        int(np.count_nonzero(judged)),
+        [
+            facts.of_anon_vmas(
+                "an anon_vma that is not a root is locked for write",
+                rows,
+                "rwsem_count" if "rwsem_count" in facts.era.anon_vma else "rwsem_readers",
+                always("not locked for write"),
+                always("locked for write"),
+            )
+        ],
+    )
+
+
 def _has_parent(era: Era) -> str | None:
     return None if era.has_parent else "anon_vmas of this kernel have no parent"
 
@@ -289,5 +309,22 @@ INVARIANTS = (
         objects="anon_vmas",
         check=_check_parent,
         applies=_has_parent,
+    ),
+    Invariant(
+        code="AV303",
+        slug="idle-lock",
+        severity=Severity.WARNING,
+        statement="Only a root anon_vma's rwsem is ever held for write.",
+        why=(
+            "Whoever changes a tree of the family locks the root. An anon_vma that is none can be "
+            "locked for read for a moment, by a walker that came late to one that was freed and "
+            "given out again; nobody locks it for write."
+        ),
+        consequence="Somebody believes that he has locked the family, and has not.",
+        lock="The root's rwsem.",
+        source="anon_vma_lock_write(), folio_lock_anon_vma_read() in mm/rmap.c (v6.1, v6.12).",
+        eras="v2.6.36 and later.",
+        objects="anon_vmas that are no roots",
+        check=_check_idle_lock,
     ),
 )

@@ -16,10 +16,14 @@ from anonvma_inspect.invariants.base import (
 )
 from anonvma_inspect.invariants.columns import marked, take
 from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)
+
+# include/linux/mm.h; the numbers are the same in all eras.
+_VM_SHARED, _VM_MAYWRITE = np.uint64(0x8), np.uint64(0x20)
 
 
 def _check_vma_mm(facts: Facts) -> Verdict:
@@ -221,6 +225,58 @@ def _map_count(facts: Facts, foreign: BoolColumn) -> Violations:
     )
 
 
+def _check_attached(facts: Facts) -> Verdict:
+    # A VMA in the tree of an mm at rest, in the place that it says is its own, is marked attached.
+    # munmap takes the mark away before the entry, under the mmap_lock.
+    tables = facts.tables
+    slots, vmas = tables.slots, tables.vmas
+    there = np.flatnonzero((vmas.slot != NO_ROW) & take(facts.mm_at_rest, vmas.mm, False))
+    slot = vmas.slot[there]
+    there = there[slots.first[slot] == vmas.vm_start[there]]
+    rows = there[~vmas.attached[there]]
+    name = "detached" if "detached" in facts.era.vma else "vm_refcnt"
+    by_flag = name == "detached"
+    return Verdict(
+        len(there),
+        [
+            facts.of_vmas(
+                "a VMA in its mm's tree is marked as detached from it",
+                rows,
+                name,
+                always("false" if by_flag else "at least 1"),
+                always("true" if by_flag else "0"),
+            )
+        ],
+    )
+
+
+def _marks_attachment(era: Era) -> str | None:
+    marks = "detached" in era.vma or "vm_refcnt" in era.vma
+    return None if marks else "VMAs of this kernel have no such mark"
+
+
+def _check_cow_mapping(facts: Facts) -> Verdict:
+    vmas = facts.tables.vmas
+    there = np.flatnonzero(
+        (vmas.anon_vma_pointer != 0)
+        & (vmas.slot != NO_ROW)
+        & take(facts.mm_at_rest, vmas.mm, False)
+    )
+    rows = there[(vmas.vm_flags[there] & (_VM_SHARED | _VM_MAYWRITE)) != _VM_MAYWRITE]
+    return Verdict(
+        len(there),
+        [
+            facts.of_vmas(
+                "a VMA that has an anon_vma is not a private mapping that may be written to",
+                rows,
+                "vm_flags",
+                always("VM_MAYWRITE without VM_SHARED"),
+                address_text(vmas.vm_flags[rows]),
+            )
+        ],
+    )
+
+
 INVARIANTS = (
     Invariant(
         code="AV001",
@@ -280,5 +336,53 @@ INVARIANTS = (
         ),
         objects="entries of mms' trees",
         check=_check_vma_range,
+    ),
+    Invariant(
+        code="AV003",
+        slug="vma-attached",
+        severity=Severity.ERROR,
+        statement="A VMA in its mm's tree is marked as attached.",
+        why=(
+            "Page faults that take the VMA's own lock instead of the mmap_lock ask this mark "
+            "whether the VMA is still there. It is taken away before the VMA leaves the tree, and "
+            "given before or when it comes in, both under the mmap_lock for write: so nothing is "
+            "said of an mm that is locked for write."
+        ),
+        consequence=(
+            "Faults never use the VMA's lock and take the slow way, or wait for a count that "
+            "nobody raises; from v6.15 on, dropping the mark a second time warns, and the VMA is "
+            "freed under its readers."
+        ),
+        lock="The mm's mmap_lock, for write.",
+        source=(
+            "vma_mark_detached(), vma_init() in include/linux/mm.h, vms_gather_munmap_vmas() in "
+            "mm/vma.c (v6.12); vma_mark_attached() in include/linux/mmap_lock.h (v7.2)."
+        ),
+        eras=(
+            "v6.4 and later with CONFIG_PER_VMA_LOCK: detached; since v6.15 vm_refcnt, 0 for a "
+            "detached VMA."
+        ),
+        objects="VMAs",
+        check=_check_attached,
+        applies=_marks_attachment,
+    ),
+    Invariant(
+        code="AV004",
+        slug="cow-mapping",
+        severity=Severity.WARNING,
+        statement="A VMA that has an anon_vma is a private mapping that may be written to.",
+        why=(
+            "Anonymous pages come from faults in private mappings, and from copying on write, for "
+            "which VM_MAYWRITE is asked. A warning, because a driver may clear VM_MAYWRITE later."
+        ),
+        consequence=(
+            "Fork decides by these flags whether to copy page tables with their anonymous pages, "
+            "and write faults whether to copy a page: pages are shared that must not be, or lost."
+        ),
+        lock="The mm's mmap_lock, for write.",
+        source="is_cow_mapping() in include/linux/mm.h; copy_page_range() in mm/memory.c (v6.12).",
+        eras="All.",
+        objects="VMAs",
+        check=_check_cow_mapping,
     ),
 )

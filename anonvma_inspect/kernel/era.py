@@ -184,6 +184,9 @@ _VMA = (
     # The key of the anonymous interval tree since v7.3; before, it is vm_pgoff.
     "?anon_pgoff_lo=__vm_anon_pgoff_lo",
     "?anon_pgoff_hi=__vm_anon_pgoff_hi",
+    # Whether it is in its mm's tree: since v6.4 a flag, since v6.15 a reference count.
+    "?detached",
+    "?vm_refcnt=vm_refcnt.refs.counter",
 )
 # The red-black tree and the list of VMAs, up to v6.0.
 _VMA_RB = (
