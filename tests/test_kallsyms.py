@@ -2,7 +2,6 @@
 
 import contextlib
 import struct
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,107 +11,7 @@ from hypothesis import strategies as st
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.kallsyms import Kallsyms, parse_system_map, relocate
 
-BASE = 0xFFFFFFFF81000000
-TABLES = 0xFFFFFFFF82000000
-
-# Name, type and address, in order of address; the first two are per-CPU.
-SYMBOLS = (
-    ("fixed_percpu_data", "A", 0),
-    ("cpu_number", "A", 0x1A000),
-    ("_stext", "T", BASE),
-    ("static_call", "t", BASE + 0x40),
-    ("static_call", "t", BASE + 0x80),
-    ("static_calls", "t", BASE + 0xC0),
-    ("a_symbol_of_a_name_that_needs_two_bytes_of_length" * 5, "T", BASE + 0x100),
-    ("init_task", "D", BASE + 0x1000000),
-    ("init_uts_ns", "D", BASE + 0x1001000),
-    ("_end", "B", BASE + 0x1800000),
-)
-
-
-class Image:
-    """Kernel memory with kallsyms tables, and the VMCOREINFO that tells where they are."""
-
-    def __init__(
-        self,
-        symbols: Sequence[tuple[str, str, int]] = SYMBOLS,
-        form: str = "percpu",
-        pairs: Sequence[str] = ("st", "at", "_s", "T_", "ta"),
-    ) -> None:
-        # Tokens: a character for itself, and pairs of characters for values that none has.
-        tokens = [chr(value) if 32 <= value < 127 else "" for value in range(256)]
-        free = [value for value in range(256) if not tokens[value]]
-        for value, pair in zip(free, pairs, strict=False):
-            tokens[value] = pair
-        names = b"".join(self.compress(kind + name, tokens) for name, kind, _ in symbols)
-        table = b"".join(token.encode() + b"\0" for token in tokens)
-        starts = [len("".join(tokens[:value])) + value for value in range(256)]
-        self.memory = bytearray()
-        self.vmcoreinfo = {}
-        for name, data in (
-            ("num_syms", struct.pack("<I", len(symbols))),
-            ("names", names),
-            ("markers", bytes(4)),
-            ("token_table", table),
-            ("token_index", struct.pack("<256H", *starts)),
-        ):
-            self.add(name, data)
-        here = TABLES + len(self.memory) + -len(self.memory) % 8
-        addresses = [address for _, _, address in symbols]
-        if form == "absolute":
-            self.add("addresses", struct.pack(f"<{len(symbols)}Q", *addresses))
-        elif form == "here":
-            offsets = [address - here - 4 * row for row, address in enumerate(addresses)]
-            self.add("offsets", struct.pack(f"<{len(symbols)}i", *offsets))
-        elif form == "plain":
-            offsets = [address - BASE for address in addresses]
-            self.add("offsets", struct.pack(f"<{len(symbols)}I", *offsets))
-        else:
-            offsets = [a if a < BASE else BASE - 1 - a for a in addresses]
-            self.add("offsets", struct.pack(f"<{len(symbols)}i", *offsets))
-        if form in ("plain", "percpu"):
-            self.add("relative_base", struct.pack("<Q", BASE))
-        for name, _, address in symbols:
-            if name in ("_stext", "init_uts_ns"):
-                self.vmcoreinfo[f"SYMBOL({name})"] = f"{address:x}"
-
-    @staticmethod
-    def compress(text: str, tokens: list[str]) -> bytes:
-        values = bytearray()
-        at = 0
-        while at < len(text):
-            pair = text[at : at + 2]
-            token = pair if len(pair) == 2 and pair in tokens else text[at]
-            values.append(tokens.index(token))
-            at += len(token)
-        size = len(values)
-        head = bytes((size,)) if size < 128 else bytes((size & 127 | 128, size >> 7))
-        return head + values
-
-    def add(self, name: str, data: bytes) -> None:
-        self.memory += bytes(-len(self.memory) % 8)
-        self.vmcoreinfo[f"SYMBOL(kallsyms_{name})"] = f"{TABLES + len(self.memory):x}"
-        self.memory += data
-
-    def place(self, name: str) -> int:
-        return int(self.vmcoreinfo[f"SYMBOL(kallsyms_{name})"], 16) - TABLES
-
-    def read(self, address: int, size: int) -> bytes:
-        start = address - TABLES
-        if not 0 <= start <= start + size <= len(self.memory):
-            raise LookupError(address)
-        return bytes(self.memory[start : start + size])
-
-    def open(self) -> Kallsyms:
-        return Kallsyms(self.read, self.vmcoreinfo)
-
-
-FORMS = ("percpu", "plain", "absolute", "here")
-
-
-def symbols_for(form: str) -> Sequence[tuple[str, str, int]]:
-    """Only two forms can say 0."""
-    return SYMBOLS if form in ("percpu", "absolute") else SYMBOLS[2:]
+from .kallsyms_image import BASE, FORMS, SYMBOLS, Image, symbols_for
 
 
 @pytest.mark.parametrize("form", FORMS)

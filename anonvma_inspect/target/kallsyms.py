@@ -6,7 +6,14 @@ for a few symbols, never by the release. VMCOREINFO names the tables since Linux
 f09bddbd8661 ("vmcoreinfo: add kallsyms_num_syms symbol") (in v6.0).
 """
 
-__all__ = ("ANCHORS", "MAX_TEXT", "Kallsyms", "parse_system_map", "relocate")
+__all__ = (
+    "ANCHORS",
+    "MAX_TEXT",
+    "Kallsyms",
+    "find_names",
+    "parse_system_map",
+    "relocate",
+)
 
 from array import array
 from collections.abc import Callable, Iterable, Mapping
@@ -55,7 +62,7 @@ class Kallsyms:
             raise _damaged(f"{count} symbols with {size} bytes of names")
         data = self._bytes(names, size)
         self._names = np.frombuffer(data, np.uint8)
-        self._first, self._ends = _find_names(data, count)
+        self._first, self._ends = find_names(data, count)
         self._tokens = self._read_tokens(token_table)
         self._sums = self._sum_names()
         self._addresses = self._read_addresses(count)
@@ -63,6 +70,11 @@ class Kallsyms:
     def __len__(self) -> int:
         """Number of symbols."""
         return len(self._ends)
+
+    @property
+    def addresses(self) -> NDArray[np.uint64]:
+        """Address of each symbol, in the order of the tables."""
+        return self._addresses
 
     def lookup(self, names: Iterable[str]) -> dict[str, int]:
         """Find the addresses of symbols.
@@ -266,8 +278,16 @@ def relocate(symbols: Mapping[str, int], vmcoreinfo: Mapping[str, str]) -> dict[
     }
 
 
-# Position of each name's first byte, and that behind its last, in the table of names.
-def _find_names(data: bytes, count: int) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+def find_names(
+    data: bytes | memoryview, count: int
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+    """Walk over the compressed names.
+
+    :param data: The table of names; what follows it may be part of this.
+    :param count: Number of symbols.
+    :return: Position of each name's first byte, and that behind its last.
+    :raises TargetError: if they do not all lie in it.
+    """
     ends = array("I")
     append = ends.append
     at = 0
