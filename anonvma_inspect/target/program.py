@@ -63,13 +63,16 @@ _MAX_BTF = 1 << 28
 _CACHE_KEY = "anonvma_inspect.target"
 
 
-def read_program(prog: drgn.Program, address: int, size: int) -> bytes:
+def read_program(
+    prog: drgn.Program, address: int, size: int, *, physical: bool = False
+) -> bytes:
     """Read memory of a program.
 
+    :param physical: Whether the address is a physical one.
     :raises LookupError: if it is not there.
     """
     try:
-        return bytes(prog.read(address, size))
+        return bytes(prog.read(address, size, physical))
     except DRGN_ERRORS as error:
         # What libkdumpfile and a cut file raise differs; for a reader it is all one.
         raise LookupError(str(error)) from None
