@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,12 +40,18 @@ class PlainDump:
 
 
 def make_plain_dump(
-    snapshot_path: Path, directory: Path, *, notes: list[Note] | None = None
+    snapshot_path: Path,
+    directory: Path,
+    *,
+    notes: list[Note] | None = None,
+    more: Mapping[int, bytes] | None = None,
 ) -> PlainDump:
     """Write the pages of a snapshot as a dump, with zeros where words were not captured.
 
     :param notes: Instead of VMCOREINFO.
+    :param more: Memory that the snapshot does not have, by address.
     """
+    more = more or {}
     compressed = snapshot_path.suffix == ".xz"
     data = decompress(snapshot_path) if compressed else map_file(str(snapshot_path))
     core = parse_core(data, str(snapshot_path))
@@ -70,13 +77,14 @@ def make_plain_dump(
     head = write_core(
         snapshot.header.machine,
         [Note(b"VMCOREINFO", 0, snapshot.vmcoreinfo)] if notes is None else notes,
-        load.vaddr,
-        load.paddr,
-        load.filesz,
+        np.append(load.vaddr, np.array(list(more), np.uint64)),
+        np.append(load.paddr, np.full(len(more), 2**64 - 1, np.uint64)),
+        np.append(load.filesz, np.array([len(content) for content in more.values()], np.uint64)),
     )
     body = [
         data[int(start) : int(start + size)]
         for start, size in zip(load.offset, load.filesz, strict=True)
     ]
+    body += [np.frombuffer(content, np.uint8) for content in more.values()]
     made.core.write_bytes(head + np.concatenate(body).tobytes())
     return made

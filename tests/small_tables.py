@@ -53,6 +53,7 @@ FACTS = TargetFacts(
     era="maple tree, num_children, rb_leftmost",
     tag_scheme="none",
     layouts="btf",
+    symbols="kallsyms",
 )
 
 

@@ -519,4 +519,6 @@ def test_dwarf_gives_the_same_answer() -> None:
     assert from_btf == from_dwarf
     assert btf_target.pop("layouts") == "btf"
     assert dwarf_target.pop("layouts") == "dwarf"
+    assert btf_target.pop("symbols") == "kallsyms"
+    assert dwarf_target.pop("symbols") == "dwarf"
     assert btf_target == dwarf_target

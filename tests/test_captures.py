@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anonvma_inspect.collect import file_paths
+from anonvma_inspect.collect import collect, file_paths
 from anonvma_inspect.tables import NO_ROW, Tables
+from anonvma_inspect.target import TargetOptions, open_target
 
 from .captures import CAPTURES, Capture
 
@@ -263,3 +264,22 @@ def test_fork_tree_is_that_of_the_log(capture: Capture) -> None:
             oldest = tree.parent[oldest]
         assert tables.anon_vmas.root_row[row] == address_of[oldest]
     assert compared > 100
+
+
+@pytest.mark.parametrize(
+    "capture",
+    [c for c in CAPTURES if c.manifest_path.with_suffix(".map").exists()],
+    ids=lambda capture: capture.name,
+)
+def test_symbols_are_found_without_their_file(capture: Capture) -> None:
+    target = open_target(TargetOptions(core=str(capture.core)))
+    assert target.symbols_source in ("kallsyms-search", "search")
+    assert target.symbols.items() <= capture.target.symbols.items()
+    assert np.array_equal(target.space.ram, capture.target.space.ram)
+    ours, theirs = collect(target), capture.tables
+    assert ours.complete == theirs.complete
+    for name in ("tasks", "mms", "vmas", "avcs", "anon_vmas"):
+        columns = vars(getattr(theirs, name))
+        for column, values in columns.items():
+            if isinstance(values, np.ndarray):
+                assert np.array_equal(getattr(getattr(ours, name), column), values), column

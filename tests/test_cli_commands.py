@@ -27,7 +27,9 @@ from .small_tables import with_hole
 
 CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
 CORE = str(CAPTURE.core)
-TARGET_LINE = re.compile(r"Linux \S+ x86_64, snapshot, layouts from btf, not live")
+TARGET_LINE = re.compile(
+    r"Linux \S+ x86_64, snapshot, layouts from btf, symbols from snapshot, not live"
+)
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ class FakeTarget:
     kind = "elf-core"
     architecture = "x86_64"
     layouts_source = "btf"
+    symbols_source = "kallsyms"
     live = False
     walks = None
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from anonvma_inspect.target.btf import Btf
 from anonvma_inspect.target.elf import parse_core
 from anonvma_inspect.target.find_btf import find_btf
+from anonvma_inspect.target.image import KernelImage
 from anonvma_inspect.target.snapshot import decompress, parse_snapshot
 
 from .captures import CAPTURES
@@ -35,6 +37,9 @@ class Image:
             raise LookupError
         return self.data[address - BASE : address - BASE + size]
 
+    def search(self) -> Btf | None:
+        return find_btf(KernelImage(self.read, BASE, PAGE), "test")
+
 
 def image(at: int, btf: bytes, size: int = 1 << 20) -> bytes:
     return (bytes(at) + btf).ljust(size, b"\x90")
@@ -43,7 +48,7 @@ def image(at: int, btf: bytes, size: int = 1 << 20) -> bytes:
 @pytest.mark.parametrize("at", [0, 8, 4092, 300 * PAGE + 16])
 def test_found(at: int) -> None:
     data = image(at, a_btf(), 3 << 20)
-    found = find_btf(Image(data).read, BASE, len(data) + (8 << 20), PAGE, "test")
+    found = Image(data).search()
     assert found is not None
     assert found.find("struct vm_area_struct")
 
@@ -52,10 +57,10 @@ def test_found_behind_missing_pages_and_false_headers() -> None:
     false = HEADER + bytes(100) + HEADER + b"\xff" * 100
     data = image(20 * PAGE, a_btf())
     data = false + data[len(false) :]
-    found = find_btf(Image(data, missing=(3, 5, 6)).read, BASE, len(data), PAGE, "test")
+    found = Image(data, missing=(3, 5, 6)).search()
     assert found is not None
 
 
 def test_none() -> None:
     for data in (bytes(1 << 20), HEADER * (1 << 17), image(0, a_btf()[:5000])):
-        assert find_btf(Image(data).read, BASE, 1 << 21, PAGE, "test") is None
+        assert Image(data).search() is None

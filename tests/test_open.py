@@ -16,9 +16,12 @@ from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.elf import Note, write_core
 from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.snapshot import decompress
+from anonvma_inspect.target.symbols import SYMBOLS
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
-from .captures import CAPTURES
+from .captures import CAPTURES, Capture
 from .dumps import PlainDump, make_plain_dump
+from .kallsyms_image import Image, Layout
 
 CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
 
@@ -248,6 +251,54 @@ def test_no_symbols(plain: PlainDump, tmp_path: Path) -> None:
     message = refused(plain.core, vmcoreinfo=str(bare), btf=str(plain.btf))
     assert "init_task is not known" in message
     assert "--system-map" in message
+
+
+class Silent:
+    """A dump whose VMCOREINFO does not name the symbol table that is in it."""
+
+    def __init__(self, capture: Capture, directory: Path, *, tables: int = 1) -> None:
+        facts = parse_vmcoreinfo(capture.target.vmcoreinfo, capture.name)
+        stext = int(facts["SYMBOL(_stext)"], 16)
+        symbols = {f"function_{row:x}": stext + 16 * row for row in range(2100)}
+        symbols |= {name: int(facts[f"SYMBOL({name})"], 16) for name in ("_stext", "init_uts_ns")}
+        symbols |= capture.target.symbols
+        ordered = sorted(symbols.items(), key=lambda symbol: symbol[1])
+        more = {}
+        for number in range(tables):
+            start = stext + 0x100000 * (number + 1)
+            listed = [(name, "d", address) for name, address in ordered]
+            image = Image(listed, layout=Layout(True), start=start, base=stext)
+            more[start] = bytes(image.memory).ljust(1 << 17, b"\0")
+        others = [
+            line for line in capture.target.vmcoreinfo.splitlines() if b"kallsyms" not in line
+        ]
+        notes = [Note(b"VMCOREINFO", 0, b"\n".join(others) + b"\n")]
+        self.made = make_plain_dump(capture.core, directory, notes=notes, more=more)
+
+
+@pytest.mark.parametrize("name", ["forktree-5.10", "forktree-6.12", "forktree-6.12-arm64"])
+def test_symbol_table_that_nothing_names(name: str, tmp_path: Path) -> None:
+    capture = next(capture for capture in CAPTURES if capture.name == name)
+    made = Silent(capture, tmp_path).made
+    target = open_core(made.core, btf=str(made.btf))
+    assert target.symbols_source == "kallsyms-search"
+    assert target.symbols == {
+        name: capture.target.symbols[name] for name in SYMBOLS if name in capture.target.symbols
+    }
+    ours, theirs = collect(target), capture.tables
+    assert np.array_equal(ours.vmas.address, theirs.vmas.address)
+    assert np.array_equal(ours.avcs.address, theirs.avcs.address)
+    given = open_core(made.core, btf=str(made.btf), system_map=str(made.system_map))
+    assert given.symbols_source == "system-map"
+    assert np.array_equal(given.space.ram, target.space.ram)
+
+
+def test_two_symbol_tables(tmp_path: Path) -> None:
+    made = Silent(CAPTURE, tmp_path, tables=2).made
+    message = refused(made.core, btf=str(made.btf))
+    assert "more than one place in this dump looks like the kernel's symbol table" in message
+    assert "--system-map" in message
+    open_core(made.core, btf=str(made.btf), system_map=str(made.system_map))
 
 
 def test_kallsyms_not_in_the_dump(plain: PlainDump) -> None:

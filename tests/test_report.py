@@ -59,6 +59,7 @@ TARGET = {
     "era": "maple tree, num_children, rb_leftmost",
     "tag_scheme": "none",
     "layouts": "btf",
+    "symbols": "kallsyms",
 }
 COUNTS = {
     "processes": 2,

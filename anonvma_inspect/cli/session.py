@@ -75,7 +75,8 @@ class Session:
         self.note(
             printable(
                 f"Linux {target.release} {target.architecture}, {target.kind}, "
-                f"layouts from {target.layouts_source}, {'live' if target.live else 'not live'}"
+                f"layouts from {target.layouts_source}, symbols from {target.symbols_source}, "
+                f"{'live' if target.live else 'not live'}"
             )
         )
         return target
@@ -175,4 +176,5 @@ def target_facts(target: Target, tables: Tables) -> TargetFacts:
         era=tables.era.name,
         tag_scheme=tables.era.tag_scheme,
         layouts=target.layouts_source,
+        symbols=target.symbols_source,
     )

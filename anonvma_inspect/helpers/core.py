@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 
 import drgn
 from drgn import Program
@@ -62,7 +62,8 @@ def open_core(
     :param path: An ELF vmcore, a kdump file, or a snapshot (``.xz`` or not).
     :param btf: File of raw BTF, for a kernel that brings none.
     :param vmcoreinfo: Text of VMCOREINFO, for a dump that lacks it.
-    :param system_map: Symbols as in ``/proc/kallsyms``, for a kernel before 6.0.
+    :param system_map: Symbols as in ``/proc/kallsyms``, for a dump in which
+        they are neither named nor found.
     :raises anonvma_inspect.errors.TargetError: if it cannot be opened or understood
     """
     options = TargetOptions(
@@ -112,17 +113,23 @@ def _snapshot_program(target: Target) -> Program:
 
 def _load_symbols(target: Target, options: TargetOptions, prog: Program) -> drgn.SymbolIndex:
     if target.kind == "snapshot":
-        return _symbol_index(target.symbols)
+        return _symbol_index(target.symbols.items())
     if options.system_map is not None:
         text = map_file(options.system_map).tobytes()
         facts = parse_vmcoreinfo(target.vmcoreinfo, target.path)
-        return _symbol_index(relocate(parse_system_map(text, options.system_map), facts))
+        return _symbol_index(relocate(parse_system_map(text, options.system_map), facts).items())
+    if target.kallsyms is not None:
+        names, addresses = target.kallsyms.all()
+        return _symbol_index(zip(names, addresses.tolist(), strict=True))
+    if b"SYMBOL(kallsyms_names)=" not in target.vmcoreinfo:
+        return _symbol_index(target.symbols.items())
     return load_vmlinux_kallsyms(prog)
 
 
 # Each symbol reaches to the next one; nothing tells where it really ends.
-def _symbol_index(symbols: Mapping[str, int]) -> drgn.SymbolIndex:
-    starts = sorted(set(symbols.values()))
+def _symbol_index(symbols: Iterable[tuple[str, int]]) -> drgn.SymbolIndex:
+    symbols = list(symbols)
+    starts = sorted({address for _, address in symbols})
     size = {start: end - start for start, end in itertools.pairwise(starts)}
     return drgn.SymbolIndex(
         drgn.Symbol(
@@ -132,5 +139,5 @@ def _symbol_index(symbols: Mapping[str, int]) -> drgn.SymbolIndex:
             drgn.SymbolBinding.UNKNOWN,
             drgn.SymbolKind.UNKNOWN,
         )
-        for name, address in symbols.items()
+        for name, address in symbols
     )

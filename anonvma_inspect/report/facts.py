@@ -22,6 +22,8 @@ class TargetFacts:
     :ivar era: What tells its structures from those of other kernels.
     :ivar tag_scheme: How ``vma->anon_vma`` is encoded.
     :ivar layouts: Where layouts come from: ``btf`` or ``dwarf``.
+    :ivar symbols: Where symbols come from, see
+        :class:`~anonvma_inspect.target.symbols.Symbols`.
     """
 
     kind: str
@@ -30,6 +32,7 @@ class TargetFacts:
     era: str
     tag_scheme: str
     layouts: str
+    symbols: str
 
     def document(self) -> Document:
         """As a part of a JSON answer."""
@@ -40,4 +43,5 @@ class TargetFacts:
             "era": self.era,
             "tag_scheme": self.tag_scheme,
             "layouts": self.layouts,
+            "symbols": self.symbols,
         }

@@ -19,32 +19,32 @@ from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.elf import NO_PADDR, ElfCore
 from anonvma_inspect.target.files import TargetOptions, map_file
 from anonvma_inspect.target.find_btf import find_btf
-from anonvma_inspect.target.kallsyms import ANCHORS, MAX_TEXT, Kallsyms, parse_system_map, relocate
+from anonvma_inspect.target.image import KernelImage
 from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
 from anonvma_inspect.target.left_out import LeftOut, PagesLeftOut, parse_kdump, unwritten
 from anonvma_inspect.target.memory import (
+    KERNEL_HALF,
     AddressSpace,
     Memory,
     PagedMemory,
     SegmentMemory,
     merge_ranges,
 )
+from anonvma_inspect.target.page_tables import direct_map_base
 from anonvma_inspect.target.program import (
     MACHINES,
-    SYMBOLS,
     hide_unwritten,
     program_symbols,
     read_program,
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
+from anonvma_inspect.target.symbols import Symbols, search_data, symbols_of_dump, symbols_of_map
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import MAX_VMCOREINFO, parse_vmcoreinfo
 
 __all__ = ("open_dump",)
 
 _MAX_BTF = 1 << 28
-# A kernel's text and read-only data are smaller.
-_MAX_IMAGE = 128 << 20
 # Where no range of RAM is known, whatever the direct map could hold counts as RAM.
 _MAX_RAM = 1 << 46
 
@@ -77,16 +77,33 @@ def open_dump(
     cut = "" if core is None or core.complete else " (the file is truncated: copy it again)"
     if options.symbols is not None:
         _load_debug_info(prog, options.symbols, path, facts)
-    symbols = _symbols(prog, facts, options, path, cut)
+    image = _image(prog, facts)
+    if options.system_map is not None:
+        symbols = symbols_of_map(options.system_map, facts)
+    elif options.symbols is not None:
+        symbols = Symbols(program_symbols(prog), "dwarf")
+    else:
+        symbols = symbols_of_dump(
+            lambda address, size: _must_read(prog, address, size, path, cut), image, facts
+        )
 
     def load_btf() -> Btf:
-        return _btf(prog, facts, symbols, options.btf, path, cut)
+        return _btf(prog, symbols.addresses, image, options.btf, path, cut)
 
     layouts: Layouts
     layouts = DwarfLayouts(prog) if options.symbols is not None else BtfLayouts(load_btf())
-    base = None
-    if "page_offset_base" in symbols:
-        base = int.from_bytes(_must_read(prog, symbols["page_offset_base"], 8, path, cut), "little")
+    if image is not None and symbols.source not in ("system-map", "dwarf"):
+        symbols = search_data(symbols, image, layouts)
+    if image is not None:
+        image.forget()
+    if "init_task" not in symbols.addresses:
+        raise TargetError(
+            f"{path}: the address of init_task is not known: this kernel "
+            f"({facts['OSRELEASE']}) does not tell it in VMCOREINFO or kallsyms, and no search of "
+            f"its image finds it{cut}; give its symbols with --system-map (a copy of "
+            "/proc/kallsyms) or -s (a vmlinux with debugging information)"
+        )
+    base = _page_offset_base(prog, machine, facts, symbols, layouts, path, cut)
     shift = direct_map_shift(machine, facts, base)
     left_out: LeftOut | None = None
     if core is not None:
@@ -102,7 +119,7 @@ def open_dump(
         if header is not None:
             left_out = PagesLeftOut(data, header, shift)
         memory = paged
-        ram = system_ram(paged, layouts, symbols, shift)
+        ram = system_ram(paged, layouts, symbols.addresses, shift)
         if not len(ram):
             ram = np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
     target = Target(
@@ -115,10 +132,12 @@ def open_dump(
         memory=memory,
         space=AddressSpace(ram, page_size, shift),
         layouts=layouts,
-        symbols=symbols,
+        symbols=symbols.addresses,
+        symbols_source=symbols.source,
         vmcoreinfo=vmcoreinfo,
         load_btf=load_btf,
         left_out=left_out,
+        kallsyms=symbols.kallsyms,
     )
     _check_direct_map(target, paged, cut)
     return target
@@ -181,37 +200,21 @@ def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping
         ) from None
 
 
-def _symbols(
-    prog: drgn.Program,
-    facts: Mapping[str, str],
-    options: TargetOptions,
-    path: str,
-    cut: str,
-) -> dict[str, int]:
-    found: dict[str, int] = {}
-    if options.system_map is not None:
-        text = map_file(options.system_map)[: MAX_TEXT + 1].tobytes()
-        found = relocate(parse_system_map(text, options.system_map, (*SYMBOLS, *ANCHORS)), facts)
-    elif options.symbols is not None:
-        found = program_symbols(prog)
-    elif "SYMBOL(kallsyms_names)" in facts:
-        found = Kallsyms(
-            lambda address, size: _must_read(prog, address, size, path, cut), facts
-        ).lookup(SYMBOLS)
-    if "init_task" not in found:
-        raise TargetError(
-            f"{path}: the address of init_task is not known: this kernel "
-            f"({facts['OSRELEASE']}) does not tell it in VMCOREINFO or kallsyms; give its symbols "
-            "with --system-map (a copy of /proc/kallsyms) or -s (a vmlinux with debugging "
-            "information)"
-        )
-    return found
+def _image(prog: drgn.Program, facts: Mapping[str, str]) -> KernelImage | None:
+    text = facts.get("SYMBOL(_stext)", "")
+    if not re.fullmatch("[0-9a-f]{16}", text) or int(text, 16) < KERNEL_HALF:
+        return None
+    return KernelImage(
+        lambda address, size: read_program(prog, address, size),
+        int(text, 16),
+        int(facts["PAGESIZE"]),
+    )
 
 
 def _btf(
     prog: drgn.Program,
-    facts: Mapping[str, str],
     symbols: Mapping[str, int],
+    image: KernelImage | None,
     file: str | None,
     path: str,
     cut: str,
@@ -222,22 +225,40 @@ def _btf(
     start, stop = symbols.get("__start_BTF"), symbols.get("__stop_BTF")
     if start is not None and stop is not None and 0 < stop - start <= _MAX_BTF:
         return Btf(_must_read(prog, start, stop - start, path, cut), origin)
-    text = facts.get("SYMBOL(_stext)", "")
-    found = None
-    if re.fullmatch("[0-9a-f]{16}", text):
-        found = find_btf(
-            lambda address, size: read_program(prog, address, size),
-            int(text, 16) & -int(facts["PAGESIZE"]),
-            _MAX_IMAGE,
-            int(facts["PAGESIZE"]),
-            origin,
-        )
+    found = None if image is None else find_btf(image, origin)
     if found is None:
         raise TargetError(
             f"{path}: this kernel brings no BTF (CONFIG_DEBUG_INFO_BTF): give its types with -s "
             "(a vmlinux with debugging information) or --btf (a file of raw BTF)"
         )
     return found
+
+
+# The variable of that name, where the kernel has it; else what the page tables tell of the first
+# task, which is a slab object.
+def _page_offset_base(
+    prog: drgn.Program,
+    machine: str,
+    facts: Mapping[str, str],
+    symbols: Symbols,
+    layouts: Layouts,
+    path: str,
+    cut: str,
+) -> int | None:
+    addresses = symbols.addresses
+    if "page_offset_base" in addresses:
+        data = _must_read(prog, addresses["page_offset_base"], 8, path, cut)
+        return int.from_bytes(data, "little")
+    tasks = layouts.field("task_struct", "tasks.next")
+    if machine != "x86_64" or symbols.source != "search" or tasks is None:
+        return None
+    first = _must_read(prog, addresses["init_task"] + tasks.offset, 8, path, cut)
+    return direct_map_base(
+        lambda address, size: read_program(prog, address, size),
+        lambda address, size: read_program(prog, address, size, physical=True),
+        facts,
+        int.from_bytes(first, "little"),
+    )
 
 
 # The direct map, by arithmetic over the file's segments. What is not in it (the kernel's image,

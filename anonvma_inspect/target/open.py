@@ -94,6 +94,7 @@ def _open_snapshot(path: str, snapshot: Snapshot, options: TargetOptions) -> Tar
         ),
         layouts=BtfLayouts(btf),
         symbols=header.symbols,
+        symbols_source="snapshot",
         vmcoreinfo=snapshot.vmcoreinfo,
         load_btf=lambda: btf,
         walks=frozenset(header.walks),

@@ -29,13 +29,13 @@ from anonvma_inspect.target.memory import (
     U64Column,
 )
 from anonvma_inspect.target.ram import direct_map_shift, system_ram
+from anonvma_inspect.target.symbols import SYMBOLS
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = (
     "DRGN_ERRORS",
     "MACHINES",
-    "SYMBOLS",
     "ProgramMemory",
     "hide_unwritten",
     "program_symbols",
@@ -44,16 +44,6 @@ __all__ = (
     "target_of",
 )
 
-#: Every symbol that anything here looks up, so that it is done once.
-SYMBOLS = (
-    "__start_BTF",
-    "__stop_BTF",
-    "init_mm",
-    "init_task",
-    "iomem_resource",
-    "page_offset_base",
-    "vmemmap_base",
-)
 #: ``uname -m`` of the architectures that are understood.
 MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
 #: What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
@@ -63,9 +53,7 @@ _MAX_BTF = 1 << 28
 _CACHE_KEY = "anonvma_inspect.target"
 
 
-def read_program(
-    prog: drgn.Program, address: int, size: int, *, physical: bool = False
-) -> bytes:
+def read_program(prog: drgn.Program, address: int, size: int, *, physical: bool = False) -> bytes:
     """Read memory of a program.
 
     :param physical: Whether the address is a physical one.
@@ -202,6 +190,7 @@ def _find_out(prog: drgn.Program) -> Target:
         space=AddressSpace(ram, page_size, shift),
         layouts=layouts,
         symbols=symbols,
+        symbols_source="program",
         vmcoreinfo=vmcoreinfo,
         load_btf=load_btf,
         left_out=left_out,

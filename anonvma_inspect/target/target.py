@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf
+from anonvma_inspect.target.kallsyms import Kallsyms
 from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.left_out import LeftOut
 from anonvma_inspect.target.memory import AddressSpace, Memory
@@ -24,10 +25,13 @@ class Target:
     :ivar page_size: Bytes.
     :ivar path: The file.
     :ivar live: Whether it runs on while it is read.
-    :ivar symbols: Addresses of those symbols of :data:`SYMBOLS` that were found.
+    :ivar symbols: Addresses of those symbols that anything here looks up and that were found.
+    :ivar symbols_source: Where they come from: ``program``, ``snapshot``, or as in
+        :class:`~anonvma_inspect.target.symbols.Symbols`.
     :ivar vmcoreinfo: The bytes of VMCOREINFO.
     :ivar left_out: What a filter left out of a dump, where something tells.
     :ivar walks: The names of the walks that a snapshot serves; ``None``: all.
+    :ivar kallsyms: The kernel's symbol table, if VMCOREINFO does not name it and it was found.
     """
 
     kind: str
@@ -40,10 +44,12 @@ class Target:
     space: AddressSpace
     layouts: Layouts
     symbols: Mapping[str, int]
+    symbols_source: str
     vmcoreinfo: bytes
     load_btf: Callable[[], Btf]
     left_out: LeftOut | None = None
     walks: frozenset[str] | None = None
+    kallsyms: Kallsyms | None = None
 
     @property
     def layouts_source(self) -> str:

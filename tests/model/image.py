@@ -119,6 +119,7 @@ class Image:
             space=AddressSpace(ram, PAGE, self.ram.base),
             layouts=self.layouts,
             symbols={"init_task": _KERNEL},
+            symbols_source="kallsyms",
             vmcoreinfo=b"",
             load_btf=self._load_btf,
         )
