@@ -242,6 +242,9 @@ def test_no_btf(plain: PlainDump, tmp_path: Path) -> None:
     message = refused(plain.core, system_map=str(bare))
     assert "no BTF" in message
     assert "-s" in message
+    cut = tmp_path / "cut.core"
+    cut.write_bytes(plain.core.read_bytes()[:-4096])
+    assert "no BTF in it (the file is truncated" in refused(cut, system_map=str(bare))
 
 
 def test_no_symbols(plain: PlainDump, tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def _btf(
     found = None if image is None else find_btf(image, origin)
     if found is None:
         raise TargetError(
-            f"{path}: this kernel brings no BTF (CONFIG_DEBUG_INFO_BTF): give its types with -s "
-            "(a vmlinux with debugging information) or --btf (a file of raw BTF)"
+            f"{path}: no BTF in it{cut or ' (CONFIG_DEBUG_INFO_BTF)'}: give its types with "
+            "-s (a vmlinux with debugging information) or --btf (a file of raw BTF)"
         )
     return found
 
