@@ -58,6 +58,7 @@ WORD = finished(
     + record("comm", "7", b"a) Z 9 (b\n")
     + record("threads", "7", b"7 Z\n")
     + record("threads", "7", b"9 S\n")
+    + record("ksm", "7", b"32\n")
     + record("maps", "7", MAPS[:30])
     + record("maps", "7", MAPS[30:])
     + record("smaps", "7", SMAPS)
@@ -96,6 +97,7 @@ def test_word_of_a_process() -> None:
         "7fff00000000-7fff00001000 rw-p 00000000 00:00 0",
     ]
     assert process.smaps == ["8 rd mr mw me", "0 rd wr", "4 rd wr dc"]
+    assert (process.ksm, odd.ksm) == (32, None)
     # A command name that holds what looks like a record, and a byte that is not UTF-8.
     assert odd.comm == "\udcff\n@ x y 3\n"
     assert odd.comm.encode("utf-8", "surrogateescape") == b"\xff\n@ x y 3\n"
@@ -135,6 +137,7 @@ def test_events() -> None:
 
 def test_manifest_reads_back() -> None:
     described = describe_word(parse_word(WORD))
+    assert [process.get("ksm") for process in described["processes"]] == [None, 32, None]
     text = encode({"word": described, "empty": [], "none": None})
     assert json.loads(text) == {"word": described, "empty": [], "none": None}
     assert text.isascii()

@@ -29,6 +29,8 @@ def _describe_process(process: Process) -> dict[str, Any]:
         "threads": [f"{tid} {state}" for tid, state in process.threads],
         "maps": process.maps,
     }
+    if process.ksm:
+        described["ksm"] = process.ksm
     if process.smaps:
         described["smaps"] = process.smaps
     return described

@@ -20,10 +20,10 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "vmaops": {"processes": 10, "operations": 120, "pages": 64},
     "mixed": {},
     "special": {},
-    "pages": {"pages": 32},
+    "pages": {"pages": 32, "sharing": 3},
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
-    "storm": {"processes": 24, "threads": 2, "pages": 160},
+    "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0},
 }
 
 
@@ -109,7 +109,7 @@ _CAPTURED = {
     "vmaops": ("6.1", "6.12", "5.10", "6.12-rt", "7.2", "7.3", "6.1-arm64"),
     "mixed": ("6.1", "6.12", "7.3", "6.1-arm64"),
     "special": ("5.10", "6.12", "7.3", "6.12-arm64"),
-    "pages": ("6.1", "7.2", "7.3"),
+    "pages": ("6.1", "7.2", "7.3", "5.10"),
     "many": ("6.12",),
 }
 

@@ -36,6 +36,8 @@ class Process:
     maps: list[str] = field(default_factory=list)
     #: In the order of maps, if asked for: anonymous kilobytes, then the VmFlags.
     smaps: list[str] = field(default_factory=list)
+    #: Places where KSM merged a page, if the kernel counts them (since v6.1, ksm_merging_pages).
+    ksm: int | None = None
 
     @property
     def tgid(self) -> int:
@@ -167,6 +169,8 @@ def parse_word(data: bytes) -> Word:
             # Not splitlines(): a mapped file's name may hold what Unicode takes for a line's end.
             lines = _text(texts.get(("maps", key), b"")).split("\n")
             process.maps = [_squeeze(line) for line in lines if line]
+            if ("ksm", key) in texts:
+                process.ksm = int(texts["ksm", key])
             process.smaps = _smaps(_text(texts.get(("smaps", key), b"")))
             word.processes.append(process)
     word.processes.sort(key=lambda process: process.pid)

@@ -289,6 +289,8 @@ static void send_process(int pid, int with_maps, int with_smaps)
     send_file("comm", key, path);
     if (kernel)
         return;
+    snprintf(path, sizeof(path), "%s/ksm_merging_pages", directory);
+    send_file("ksm", key, path);
     snprintf(path, sizeof(path), "%s/task", directory);
     threads = list_numbers(path, tids);
     for (int i = 0; i < threads; i++) {
@@ -353,6 +355,18 @@ static void send_slab(void)
 
 static void send_facts(void)
 {
+    static const char *const merged[] = {
+        "pages_shared",       "pages_sharing", "merge_across_nodes", "max_page_sharing",
+        "stable_node_chains", "stable_node_dups",
+    };
+
+    for (size_t i = 0; i < sizeof(merged) / sizeof(merged[0]); i++) {
+        char path[96], key[64];
+
+        snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", merged[i]);
+        snprintf(key, sizeof(key), "ksm_%s", merged[i]);
+        send_file("fact", key, path);
+    }
     send_file("fact", "version", "/proc/version");
     send_file("fact", "cmdline", "/proc/cmdline");
     send_file("fact", "ksm", "/sys/kernel/mm/ksm/run");

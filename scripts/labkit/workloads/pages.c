@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * Pages that are not plain anonymous ones: KSM, transparent huge pages, hugetlb. Parameters: pages
- * (of each area that is merged), seed.
+ * (of each area that is merged), sharing (how often one page is shared at most), seed, which also
+ * decides whether KSM has one tree for all nodes of the machine.
  *
  * ksmd runs until it has been through everything three times, and is stopped then; khugepaged never
  * runs, so that nothing moves while the guest gives its word.
@@ -13,7 +14,7 @@
 
 #define HUGE ((size_t)2 << 20)
 
-static long pages;
+static long pages, sharing;
 
 static void set(const char *path, const char *value)
 {
@@ -97,25 +98,56 @@ static void breaker(uint32_t index)
     lab_post(index + 2);
 }
 
+/* When it and its child are gone, KSM still holds the anon_vmas of both. */
+static void leaver(uint32_t index)
+{
+    pid_t child;
+
+    alike();
+    lab_name("ksm-leaver");
+    child = lab_fork();
+    if (child) {
+        lab_post(index);
+        waitpid(child, NULL, 0);
+    } else {
+        lab_await(index + 1);
+    }
+    _exit(0);
+}
+
 static void ksm(void)
 {
-    uint32_t index = lab_index();
+    uint32_t breaking = lab_index(), leaving;
+    char number[32];
+    pid_t leaves;
 
     lab_index();
     lab_index();
+    leaving = lab_index();
+    lab_index();
+    snprintf(number, sizeof(number), "%ld", sharing);
+    set("/sys/kernel/mm/ksm/max_page_sharing", number);
+    set("/sys/kernel/mm/ksm/merge_across_nodes", lab_random(2) ? "1" : "0");
     resident(sharer);
     resident(sharer);
     if (!lab_fork()) {
-        breaker(index);
+        breaker(breaking);
         lab_sleep_for_ever();
     }
-    lab_await(index);
+    lab_await(breaking);
+    leaves = lab_fork();
+    if (!leaves)
+        leaver(leaving);
+    lab_await(leaving);
     merge();
-    lab_post(index + 1);
-    lab_await(index + 2);
-    lab_log("ksm shared=%ld sharing=%ld unshared=%ld", get("/sys/kernel/mm/ksm/pages_shared", NULL),
+    lab_post(breaking + 1);
+    lab_await(breaking + 2);
+    lab_post(leaving + 1);
+    waitpid(leaves, NULL, 0);
+    lab_log("ksm shared=%ld sharing=%ld unshared=%ld left=%d",
+            get("/sys/kernel/mm/ksm/pages_shared", NULL),
             get("/sys/kernel/mm/ksm/pages_sharing", NULL),
-            get("/sys/kernel/mm/ksm/pages_unshared", NULL));
+            get("/sys/kernel/mm/ksm/pages_unshared", NULL), leaves);
 }
 
 /* Room for `count` huge pages, aligned to their size. */
@@ -196,6 +228,7 @@ static void hugetlb(uint32_t index)
 int main(int argc, char **argv)
 {
     pages = lab_parameter(argc, argv, "pages", 32);
+    sharing = lab_parameter(argc, argv, "sharing", 3);
     lab_seed(lab_parameter(argc, argv, "seed", 1), 0);
     lab_name("pages-main");
     lab_board_make();

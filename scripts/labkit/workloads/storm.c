@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A storm that never ends: processes, pages, threads, seed. Each process forks, execs itself,
+ * A storm that never ends: processes, pages, threads, ksm, seed. Each process forks, execs itself,
  * protects, unmaps, maps, moves and discards for ever, and its children do some of that and exit;
- * a few processes do it with several threads on one mm. Whoever dumps the guest at a random moment
+ * a few processes do it with several threads on one mm. With ksm=1, KSM merges their pages as fast as
+ * it can, and is told to take it all back, again and again. Whoever dumps the guest at a random moment
  * finds operations half done. The log says READY once all have started, and nothing after.
  */
 #include "lab.h"
+#include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
 
-static long pages;
+static long pages, ksm;
 static char *area;
 static __thread sigjmp_buf faulted;
 
@@ -54,6 +56,8 @@ static void operate(uint64_t *state)
     case 6:
         mmap(start, count * LAB_PAGE, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        if (ksm)
+            madvise(start, count * LAB_PAGE, MADV_MERGEABLE);
         break;
     default:
         munmap(start, count * LAB_PAGE);
@@ -101,6 +105,8 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
     area = mmap(NULL, pages * LAB_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         lab_fail("mmap");
+    if (ksm && madvise(area, pages * LAB_PAGE, MADV_MERGEABLE))
+        lab_fail("MADV_MERGEABLE");
     for (long i = 0; i < pages; i += 2) { /* many VMAs: forks, execs and exits take their time */
         lab_write(area + i * LAB_PAGE);
         mprotect(area + i * LAB_PAGE, LAB_PAGE, PROT_READ);
@@ -121,6 +127,38 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
     }
 }
 
+static void set(const char *name, const char *value)
+{
+    char path[64];
+    int file;
+
+    snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
+    file = open(path, O_WRONLY | O_CLOEXEC);
+    if (file < 0)
+        lab_fail(path);
+    if (write(file, value, strlen(value)) < 0 && errno != EBUSY)
+        lab_fail(path);
+    close(file);
+}
+
+/* Merges for a while, then takes back all that was merged; only then it may be merged otherwise. */
+static void ksm_life(long seed)
+{
+    lab_name("storm-ksm");
+    lab_seed(seed, 1000);
+    set("pages_to_scan", "100000");
+    set("sleep_millisecs", "0");
+    for (;;) {
+        set("run", "1");
+        usleep(300000 + lab_random(2000000));
+        if (lab_chance(50)) {
+            set("run", "2");
+            set("max_page_sharing", lab_chance(50) ? "2" : "256");
+            set("merge_across_nodes", lab_chance(50) ? "1" : "0");
+        }
+    }
+}
+
 int main(int argc, char **argv)
 {
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
@@ -131,6 +169,7 @@ int main(int argc, char **argv)
     if (lab_parameter(argc, argv, "brief", 0))
         return 0;
     pages = lab_parameter(argc, argv, "pages", 160);
+    ksm = lab_parameter(argc, argv, "ksm", 0);
     sigaction(SIGSEGV, &action, NULL);
     lab_name("storm-main");
     lab_board_make();
@@ -141,6 +180,8 @@ int main(int argc, char **argv)
             process_life(index, seed, threads, argv[0]);
         lab_await(index);
     }
+    if (ksm && !lab_fork())
+        ksm_life(seed);
     lab_ready();
     lab_sleep_for_ever();
 }
