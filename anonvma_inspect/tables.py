@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.ksm import KsmRecords
 from anonvma_inspect.target.memory import AddressSpace, BoolColumn, U64Column
 
 __all__ = (
@@ -31,12 +32,15 @@ __all__ = (
     "Broken",
     "ChainEnd",
     "Holes",
+    "Ksm",
     "Links",
     "Mms",
     "Nodes",
     "PointerState",
+    "RmapItems",
     "RowColumn",
     "Slots",
+    "StableNodes",
     "Tables",
     "Tasks",
     "Vmas",
@@ -81,9 +85,9 @@ class PointerState(enum.IntEnum):
 
 
 class ChainEnd(enum.IntEnum):
-    """How the walk of a VMA's ``anon_vma_chain`` list by ``next`` ended."""
+    """How the walk of a list by ``next`` ended: of a VMA's ``anon_vma_chain``, or another."""
 
-    #: Back at the head: the whole chain is known.
+    #: Back at the head (of an ``hlist``: at NULL): the whole list is known.
     CLOSED = 0
     #: It came back to an entry that is not the head.
     LOOP = 1
@@ -91,8 +95,8 @@ class ChainEnd(enum.IntEnum):
     WILD = 2
     #: At an entry whose bytes the target does not have.
     HOLE = 3
-    #: At something that does not look like an AVC of this VMA (its ``vma`` and ``prev`` both
-    #: disagree).
+    #: At something that does not look like an entry of this list (the word that names its owner,
+    #: an AVC's ``vma``, and ``prev`` both disagree).
     STRANGER = 4
     #: The VMA itself was not walked.
     NOT_WALKED = 5
@@ -236,7 +240,9 @@ class Avcs:
 
 @dataclass(frozen=True)
 class AnonVmas:
-    """``anon_vma`` objects, sorted by address: active, in a chain, parent or root of one."""
+    """``anon_vma`` objects, sorted by address: active, in a chain, named by an rmap_item, parent or
+    root of one.
+    """
 
     address: U64Column
     root: U64Column
@@ -259,8 +265,9 @@ class AnonVmas:
     parent_row: RowColumn
     #: All nodes of its tree were met: nothing missing, wild, looping or strange.
     tree_whole: BoolColumn
-    #: In a VMA's chain, active, or the root of one: what counts as *reached*. The others were met
-    #: only as somebody's parent.
+    #: In a VMA's chain, active, or held by KSM, or the root of one: what counts as *reached*. The
+    #: others were met only as somebody's parent, or where a word of KSM's leads that cannot be
+    #: right.
     reached: BoolColumn
     #: Everything that can refer to an anon_vma of its family is known: the trees of the family and
     #: the chains of all VMAs in them are whole. Only then can a count be too high; one that is too
@@ -289,6 +296,62 @@ class Nodes:
     depth: I64Column
     #: Another meeting of the same AVC counts, in this tree or another.
     again: BoolColumn
+
+
+@dataclass(frozen=True)
+class StableNodes:
+    """``ksm_stable_node`` objects that list rmap_items: those of merged pages; sorted by address.
+
+    Before v6.1 the struct is called ``stable_node``. Chains, which list other stable nodes, are not
+    here.
+    """
+
+    address: U64Column
+    #: Signed.
+    rmap_hlist_len: I64Column
+    #: How the walk of the list ended, a :class:`ChainEnd`, and how many stable rmap_items it met.
+    list_end: U8Column
+    listed: I64Column
+
+
+@dataclass(frozen=True)
+class RmapItems:
+    """Stable ``ksm_rmap_item`` objects, met on the lists of stable nodes; sorted by address.
+
+    Each holds a reference to its anon_vma. Before v6.1 the struct is called ``rmap_item``. Those
+    that are not stable hold nothing, and are not here.
+    """
+
+    address: U64Column
+    #: The words in ``anon_vma``, ``mm`` and ``head``.
+    anon_vma: U64Column
+    mm: U64Column
+    head: U64Column
+    #: The word in ``address``: a page of the mm's, with flags in the low bits.
+    page: U64Column
+    #: Row in :class:`StableNodes` of the one whose list it is on.
+    node: RowColumn
+    #: Rows of ``anon_vma`` in :class:`AnonVmas` and of ``mm`` in :class:`Mms`.
+    anon_vma_row: RowColumn
+    mm_row: RowColumn
+    #: Its ``head`` is that node, and the node's list is whole and as long as ``rmap_hlist_len``
+    #: says. Only then is it sure that it holds its reference: an rmap_item that is being removed
+    #: gives it back while it is still marked as stable, but not before the length has gone down
+    #: (``remove_node_from_stable_tree()``, mm/ksm.c, v5.10 to v7.3).
+    settled: BoolColumn
+
+
+@dataclass(frozen=True)
+class Ksm:
+    """What is known of KSM.
+
+    :ivar records: ``None`` if the kernel was built without it, or nothing was read.
+    :ivar missing: Why there may be more stable nodes and rmap_items; ``None``: those of the tables
+        are all (with ``--pid``, all that hold an anon_vma of the tables).
+    """
+
+    records: KsmRecords | None
+    missing: str | None
 
 
 @dataclass(frozen=True)
@@ -335,6 +398,9 @@ class Tables:
     avcs: Avcs
     anon_vmas: AnonVmas
     nodes: Nodes
+    stable_nodes: StableNodes
+    rmap_items: RmapItems
+    ksm: Ksm
     holes: Holes
     broken: Broken
     pids: tuple[int, ...]

@@ -2,8 +2,9 @@
 
 A :class:`Model` holds objects with addresses and words, as the kernel would have them; the few
 operations are those of mm/rmap.c in short (:meth:`Model.fault`, :meth:`Model.fork`,
-:meth:`Model.split`). :meth:`Model.finish` fills in the words, :meth:`Model.tables` reads them as
-the docstrings of :mod:`anonvma_inspect.tables` say, word by word, with nothing of collect.
+:meth:`Model.split`, :meth:`Model.leave`), and one of mm/ksm.c (:meth:`Model.merge`).
+:meth:`Model.finish` fills in the words, :meth:`Model.tables` reads them as the docstrings of
+:mod:`anonvma_inspect.tables` say, word by word, with nothing of collect.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anonvma_inspect.kernel.era import Era, Record
+from anonvma_inspect.kernel.ksm import KsmRecords
 from anonvma_inspect.tables import (
     NO_ROW,
     AnonVmas,
@@ -21,10 +23,13 @@ from anonvma_inspect.tables import (
     Broken,
     ChainEnd,
     Holes,
+    Ksm,
     Links,
     Mms,
     Nodes,
+    RmapItems,
     Slots,
+    StableNodes,
     Tables,
     Tasks,
     Vmas,
@@ -96,6 +101,13 @@ ERA = Era(
         rb_node=80,
         rb_leftmost=88,
     ),
+)
+
+
+KSM = KsmRecords(
+    _record("ksm_rmap_item", 64, anon_vma=8, mm=16, address=24, head=40, hlist=48),
+    _record("ksm_stable_node", 64, hlist=40, rmap_hlist_len=56),
+    (),
 )
 
 
@@ -202,6 +214,24 @@ class AnonVma:
     of_parent: AnonVma | None = None
 
 
+@dataclass(eq=False)
+class RmapItem:
+    address: int
+    anon_vma: int
+    mm: int
+    page: int
+    head: int
+    of_anon_vma: AnonVma
+
+
+@dataclass(eq=False)
+class StableNode:
+    address: int
+    rmap_hlist_len: int = 0
+    end: ChainEnd = ChainEnd.CLOSED
+    items: list[RmapItem] = field(default_factory=list)
+
+
 class Model:
     """A machine's anonymous reverse map.
 
@@ -216,6 +246,8 @@ class Model:
         self.vmas: list[Vma] = []
         self.avcs: list[Avc] = []
         self.anon_vmas: list[AnonVma] = []
+        self.stable_nodes: list[StableNode] = []
+        self.ksm_missing: str | None = None
         self.holes: set[int] = set()
         self.broken: list[tuple[Mm | None, int, str, int, str]] = []
         self.pids: tuple[int, ...] = ()
@@ -301,6 +333,38 @@ class Model:
                 self.link(new, new.active)
         return child
 
+    def leave(self, mm: Mm) -> None:
+        """The process ends, as ``exit_mmap()``; what is held by others alone stays."""
+        for vma in mm.vmas:
+            for avc in vma.chain:
+                avc.of_anon_vma.tree.remove(avc)
+                self.avcs.remove(avc)
+            self.vmas.remove(vma)
+        self.mms.remove(mm)
+        self.tasks = [task for task in self.tasks if task.mm is not mm]
+
+    def merge(self, *places: tuple[Vma, int]) -> StableNode:
+        """One page that ksmd merged, as ``try_to_merge_with_ksm_page()``.
+
+        :param places: A VMA, and the number of the page in it.
+        """
+        node = StableNode(self._allocate(64))
+        self.stable_nodes.append(node)
+        for vma, page in places:
+            assert vma.active is not None
+            node.items.append(
+                RmapItem(
+                    self._allocate(64),
+                    vma.active.address,
+                    vma.vm_mm,
+                    # STABLE_FLAG
+                    vma.vm_start + page * PAGE | 0x200,
+                    node.address,
+                    vma.active,
+                )
+            )
+        return node
+
     # ---- filling in the words
 
     def finish(self) -> Model:
@@ -315,9 +379,18 @@ class Model:
             vma.next, vma.prev = nodes[1], nodes[-2]
             for index, avc in enumerate(vma.chain):
                 avc.prev, avc.next = nodes[index], nodes[index + 2]
+        for node in self.stable_nodes:
+            node.rmap_hlist_len = len(node.items)
+        in_use = [a for a in self.anon_vmas if a.tree or self._held(a)]
+        in_use += [_root_of(a) for a in in_use]
+        self.anon_vmas = [a for a in self.anon_vmas if a in in_use]
         for anon_vma in self.anon_vmas:
             self._finish_anon_vma(anon_vma)
         return self
+
+    # How many references KSM holds.
+    def _held(self, anon_vma: AnonVma) -> int:
+        return sum(item.of_anon_vma is anon_vma for n in self.stable_nodes for item in n.items)
 
     def _finish_anon_vma(self, anon_vma: AnonVma) -> None:
         parent = anon_vma.of_parent or anon_vma
@@ -331,7 +404,8 @@ class Model:
         anon_vma.num_active_vmas = sum(vma.active is anon_vma for vma in self.vmas)
         anon_vma.degree = anon_vma.num_children + anon_vma.num_active_vmas
         family = [other for other in self.anon_vmas if other is not anon_vma]
-        anon_vma.refcount = 1 + sum(_root_of(other) is anon_vma for other in family)
+        anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma)
+        anon_vma.refcount += sum(_root_of(other) is anon_vma for other in family)
         order = sorted(anon_vma.tree, key=lambda avc: avc.of_vma.key_first)
         # A tree as flat as can be, its last level red, is a red-black tree.
         last_level = len(order).bit_length() - 1
@@ -427,6 +501,9 @@ class _Reader:
             if mm.walked:
                 for _, _, pointer in mm.slots:
                     self.add_vma(pointer)
+        for node in self.model.stable_nodes:
+            for item in node.items:
+                self.add_anon_vma(item.anon_vma)
         size = -1
         while size != (size := len(self.vmas) + len(self.avcs) + len(self.anon_vmas)):
             for vma in list(self.vmas.values()):
@@ -624,6 +701,9 @@ class _Reader:
                 depth=_numbers([place.depth for place in places]),
                 again=_flags([place.again for place in places]),
             ),
+            stable_nodes=self.stable_node_columns(),
+            rmap_items=self.rmap_item_columns(mm_row, av_row),
+            ksm=Ksm(KSM, model.ksm_missing),
             holes=Holes(
                 address=_words([hole[0] for hole in holes]),
                 size=_numbers([hole[1] for hole in holes]),
@@ -644,6 +724,7 @@ class _Reader:
     def anon_vma_columns(self, anon_vmas: list[AnonVma], av_row: dict[int, int]) -> AnonVmas:
         reached = {vma.anon_vma & ~7 for vma in self.vmas.values()}
         reached |= {avc.anon_vma for chain in self.chains.values() for avc in chain}
+        reached |= self.held()
         reached |= {a.root for a in anon_vmas if a.address in reached}
         whole = {a.address: self.whole[a.address] for a in anon_vmas}
         # A family is whole if all its trees are, and the chains of all VMAs in them.
@@ -679,6 +760,60 @@ class _Reader:
             family_whole=_flags(
                 [a.root not in spoiled and a.address not in spoiled for a in anon_vmas]
             ),
+        )
+
+    def settled(self, node: StableNode, item: RmapItem) -> bool:
+        whole = node.end is ChainEnd.CLOSED and node.rmap_hlist_len == len(node.items)
+        return whole and item.head == node.address
+
+    def held(self) -> set[int]:
+        named = {
+            item.anon_vma
+            for node in self.model.stable_nodes
+            for item in node.items
+            if self.settled(node, item)
+        }
+        return {a.address for a in self.anon_vmas.values() if a.address in named and self.looks(a)}
+
+    # Whether something about it is as an anon_vma is.
+    def looks(self, anon_vma: AnonVma) -> bool:
+        top = self.tops.get(anon_vma.address)
+        if top and any(place.avc.anon_vma == anon_vma.address for place in top.in_order()):
+            return True
+        root = self.anon_vmas.get(anon_vma.root)
+        empty = anon_vma.rb_root & ~1 == 0 and not anon_vma.rb_leftmost
+        return (
+            empty
+            and root is not None
+            and root.root == root.address
+            and (not self.model.era.has_parent or root.parent == root.address)
+        )
+
+    def stable_node_columns(self) -> StableNodes:
+        nodes = sorted(self.model.stable_nodes, key=lambda node: node.address)
+        return StableNodes(
+            address=_words([node.address for node in nodes]),
+            rmap_hlist_len=_numbers([node.rmap_hlist_len for node in nodes]),
+            list_end=np.array([node.end for node in nodes], dtype=np.uint8),
+            listed=_numbers([len(node.items) for node in nodes]),
+        )
+
+    def rmap_item_columns(self, mm_row: dict[int, int], av_row: dict[int, int]) -> RmapItems:
+        nodes = sorted(self.model.stable_nodes, key=lambda node: node.address)
+        items = sorted(
+            ((node, item) for node in nodes for item in node.items),
+            key=lambda pair: pair[1].address,
+        )
+        return RmapItems(
+            address=_words([item.address for _, item in items]),
+            anon_vma=_words([item.anon_vma for _, item in items]),
+            mm=_words([item.mm for _, item in items]),
+            head=_words([item.head for _, item in items]),
+            page=_words([item.page for _, item in items]),
+            node=_numbers([nodes.index(node) for node, _ in items]),
+            anon_vma_row=_numbers([av_row.get(item.anon_vma, NO_ROW) for _, item in items]),
+            mm_row=_numbers([mm_row.get(item.mm, NO_ROW) for _, item in items]),
+            settled=_flags([self.settled(node, item) for node, item in items]),
         )
 
     def is_sound(self, vma: int) -> bool:

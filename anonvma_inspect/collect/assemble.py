@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.collect.index import ranks
+from anonvma_inspect.collect.ksm import KsmWalk, held_by_ksm
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.collect.tasks import Threads
@@ -24,6 +26,7 @@ from anonvma_inspect.tables import (
     Links,
     Mms,
     Nodes,
+    RmapItems,
     RowColumn,
     Slots,
     Tables,
@@ -78,7 +81,13 @@ _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 
 
 def assemble(
-    reader: Reader, era: Era, threads: Threads, met: Met, limited: bool, pids: tuple[int, ...]
+    reader: Reader,
+    era: Era,
+    threads: Threads,
+    met: Met,
+    ksm: KsmWalk,
+    limited: bool,
+    pids: tuple[int, ...],
 ) -> Tables:
     """Build the tables.
 
@@ -94,6 +103,11 @@ def assemble(
     avcs = _avc_table(reader, met, era)
     slots = _slot_table(met, mm_rank)
     vmas = _vma_table(reader, met, era, vma_order, mm_rank, slots)
+    rmap_items = replace(
+        ksm.items,
+        anon_vma_row=met.anon_vmas.find(ksm.items.anon_vma),
+        mm_row=_mm_rows(met, mm_rank, ksm.items.mm),
+    )
     return Tables(
         era=era,
         space=reader.space,
@@ -103,8 +117,13 @@ def assemble(
         vmas=vmas,
         links=links,
         avcs=avcs,
-        anon_vmas=_anon_vma_table(reader, met, era, anon_vma_order, vmas, avcs, links, nodes),
+        anon_vmas=_anon_vma_table(
+            reader, met, era, anon_vma_order, vmas, avcs, links, nodes, rmap_items
+        ),
         nodes=nodes,
+        stable_nodes=ksm.nodes,
+        rmap_items=rmap_items,
+        ksm=ksm.ksm,
         holes=reader.holes(),
         broken=reader.broken_words(mm_rank),
         pids=pids,
@@ -252,14 +271,18 @@ def _avc_table(reader: Reader, met: Met, era: Era) -> Avcs:
     )
 
 
+def _mm_rows(met: Met, mm_rank: RowColumn, addresses: U64Column) -> RowColumn:
+    # Without a mm, NO_ROW takes what is appended.
+    return np.append(mm_rank, NO_ROW)[met.mms.find(addresses)]
+
+
 def _vma_table(
     reader: Reader, met: Met, era: Era, order: RowColumn, mm_rank: RowColumn, slots: Slots
 ) -> Vmas:
     address = met.vmas.address
     words, _ = reader.columns(era.vma, address, _VMA_WORDS)
     pointer, tag = decode_anon_vma(words["anon_vma"])
-    mm = met.mms.find(words["vm_mm"])
-    mm = np.where(mm == NO_ROW, NO_ROW, mm_rank[mm])
+    mm = _mm_rows(met, mm_rank, words["vm_mm"])
     slot = np.full(len(order), NO_ROW, dtype=np.int64)
     own = np.flatnonzero(slots.vma != NO_ROW)
     own = own[mm[slots.vma[own]] == slots.mm[own]]
@@ -313,6 +336,7 @@ def _anon_vma_table(
     avcs: Avcs,
     links: Links,
     nodes: Nodes,
+    rmap_items: RmapItems,
 ) -> AnonVmas:
     record, address = era.anon_vma, met.anon_vmas.address
     words, _ = reader.columns(record, address, _ANON_VMA_WORDS)
@@ -332,6 +356,7 @@ def _anon_vma_table(
     reached = np.zeros(len(order), dtype=bool)
     for rows in (vmas.active, avcs.anon_vma_row[links.avc]):
         reached[rows[rows != NO_ROW]] = True
+    reached |= held_by_ksm(rmap_items, address, words, root_row, avcs, nodes)
     roots = root_row[reached]
     reached[roots[roots != NO_ROW]] = True
     return AnonVmas(

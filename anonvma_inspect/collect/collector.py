@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from anonvma_inspect.collect.assemble import assemble
+from anonvma_inspect.collect.ksm import KsmWalk, read_ksm
 from anonvma_inspect.collect.lists import ListWalk, walk_lists
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.mms import SlotColumns, looks_like_mm
@@ -21,7 +22,7 @@ from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.tags import decode_anon_vma
 from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows
-from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
 __all__ = ("collect", "collect_from")
@@ -43,7 +44,8 @@ def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None 
     era = resolve_era(target.layouts, target.page_size, target.release)
     reader = Reader(target, progress)
     threads = read_threads(reader, era, target)
-    return _Collector(reader, era, threads, _tgids(threads, pids), bool(pids)).run(tuple(pids))
+    ksm = read_ksm(reader, target)
+    return _Collector(reader, era, threads, ksm, _tgids(threads, pids), bool(pids)).run(tuple(pids))
 
 
 def collect_from(
@@ -70,7 +72,8 @@ def collect_from(
         _seeds(reader, record, addresses)
         for record, addresses in ((era.vma, vmas), (era.anon_vma, anon_vmas))
     ]
-    collector = _Collector(reader, era, read_threads(reader, era, target), _NO_NUMBERS, True)
+    threads, ksm = read_threads(reader, era, target), read_ksm(reader, target)
+    collector = _Collector(reader, era, threads, ksm, _NO_NUMBERS, True)
     return collector.run((), *seeds)
 
 
@@ -98,9 +101,16 @@ def _tgids(threads: Threads, pids: Sequence[int]) -> I64Column:
 class _Collector:
     # limited: only the mms of these tgids are walked, and only their families are read.
     def __init__(
-        self, reader: Reader, era: Era, threads: Threads, tgids: I64Column, limited: bool
+        self,
+        reader: Reader,
+        era: Era,
+        threads: Threads,
+        ksm: KsmWalk,
+        tgids: I64Column,
+        limited: bool,
     ) -> None:
         self._reader, self._era, self._threads, self._tgids = reader, era, threads, tgids
+        self._ksm = ksm
         self._limited = limited
         self._met = Met.nothing(reader, era)
         # Where AVCs lead that were met since the last round, but for the VMA whose list each is on.
@@ -127,9 +137,11 @@ class _Collector:
         while (now := [len(store) for store in stores]) != before:
             before = now
             self._walk_new_chains()
+            self._anon_vma_pointers.append(self._held_by_ksm())
             self._read_new_anon_vmas(anon_vmas)
             self._read_vmas_of_new_avcs()
-        return assemble(self._reader, self._era, self._threads, met, self._limited, pids)
+        ksm = self._ksm.only(~self._of_others()) if self._limited else self._ksm
+        return assemble(self._reader, self._era, self._threads, met, ksm, self._limited, pids)
 
     def _start(self) -> None:
         addresses = np.unique(self._threads.mm)
@@ -216,6 +228,21 @@ class _Collector:
         self._vma_pointers += trees.vma_pointers
         self._anon_vma_pointers = trees.anon_vma_pointers
         trees.vma_pointers, trees.anon_vma_pointers = [], []
+
+    # anon_vmas that KSM holds, perhaps nothing else: all, or those whose roots are known.
+    def _held_by_ksm(self) -> U64Column:
+        held = self._ksm.items.anon_vma
+        return held[~self._of_others()] if self._limited else held
+
+    # rmap_items that hold an anon_vma of another family than those that are read.
+    def _of_others(self) -> BoolColumn:
+        held, record, known = self._ksm.items.anon_vma, self._era.anon_vma, self._met.anon_vmas
+        field = record.fields["root"]
+        rows, present = self._reader.memory.gather(held + np.uint64(field.offset), field.size)
+        root = record.column(rows, "root", field.offset)
+        others = present & ~self._reader.space.wild(held, record.size)
+        others &= (known.find(held) == NO_ROW) & (known.find(root) == NO_ROW)
+        return others
 
     # A VMA that only an AVC leads to is believed if it looks like one; so is its mm.
     def _read_vmas_of_new_avcs(self) -> None:

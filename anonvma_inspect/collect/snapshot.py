@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anonvma_inspect.collect.collector import collect
+from anonvma_inspect.collect.ksm import KSM_WALK
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.errors import UsageError
@@ -27,6 +28,8 @@ _TYPES = (
     "dentry",
     "file",
     "inode",
+    "ksm_rmap_item",
+    "ksm_stable_node",
     "kmem_cache",
     "list_head",
     "maple_node",
@@ -37,8 +40,10 @@ _TYPES = (
     "qstr",
     "rb_node",
     "rb_root_cached",
+    "rmap_item",
     "rw_semaphore",
     "signal_struct",
+    "stable_node",
     "task_struct",
     "vfsmount",
     "vm_area_struct",
@@ -125,6 +130,8 @@ def save_snapshot(
         if name in target.symbols:
             recording.gather(np.array([target.symbols[name]], dtype=np.uint64), 8)
     walks = ["audit"]
+    if target.walks is None or KSM_WALK in target.walks:
+        walks.append(KSM_WALK)
     if not anonymize:
         file_paths(recorded, tables.vmas.vm_file)
         walks.append("file names")

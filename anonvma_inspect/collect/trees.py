@@ -15,11 +15,11 @@ from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("Places", "TreeWalker", "in_order", "met_again")
+__all__ = ("MAX_DEPTH", "Places", "TreeWalker", "in_order", "met_again")
 
-# A red-black tree of 2^64 nodes has no more levels than this. One that is deeper is none, and would
-# cost a round for each of its nodes.
-_MAX_DEPTH = 128
+#: A red-black tree of 2^64 nodes has no more levels than this. One that is deeper is none, and
+#: would cost a round for each of its nodes.
+MAX_DEPTH = 128
 
 
 class Places(NamedTuple):
@@ -126,7 +126,7 @@ class TreeWalker:
             nothing.astype(np.int8),
         )
         depth = 0
-        while len(front.tree) and depth < _MAX_DEPTH:
+        while len(front.tree) and depth < MAX_DEPTH:
             self._reader.progress("tree nodes", self._count)
             parts = [
                 self._step(front.pick(part), tree, anon_vma, depth, whole, listed)

@@ -21,7 +21,11 @@ SYMBOLS = (
     "init_mm",
     "init_task",
     "iomem_resource",
+    "ksm_nr_node_ids",
+    "migrate_nodes",
+    "one_stable_tree",
     "page_offset_base",
+    "root_stable_tree",
     "vmemmap_base",
 )
 
