@@ -845,7 +845,8 @@ def forest(era: Era = ERA) -> Model:
     """Four processes: init forked left and right, left forked leaf.
 
     init has twelve pieces of one faulted mapping (so that trees are deep), one mapping that nothing
-    was written to, and a private file mapping.
+    was written to, and a private file mapping. KSM merged the first two pages of that with pages of
+    two processes that are gone: it alone still holds their anon_vmas, a root and its child.
     """
     model = Model(era)
     init = model.mm("init")
@@ -858,4 +859,11 @@ def forest(era: Era = ERA) -> Model:
     left = model.fork(init, "left")
     model.fork(left, "leaf")
     model.fork(init, "right")
+    gone = model.mm("gone")
+    model.fault(model.map(gone, 0x4000, 2))
+    child = model.fork(gone, "gone too")
+    model.merge((init.vmas[-1], 0), (gone.vmas[0], 0), (child.vmas[0], 1))
+    model.merge((init.vmas[-1], 1), (child.vmas[0], 0))
+    model.leave(gone)
+    model.leave(child)
     return model.finish()

@@ -316,7 +316,9 @@ def test_audit_json_is_the_same_every_time(cli: Cli) -> None:
     document = json.loads(first.out)
     assert document["complete"] is True
     assert document["findings"] == []
-    assert {entry["state"] for entry in document["checked"]} <= {"ok", "not applicable"}
+    states = {entry["state"] for entry in document["checked"]}
+    # This snapshot is older than the question what KSM holds.
+    assert states <= {"ok", "not applicable", "not checked"}
 
 
 def test_audit_of_one_process(cli: Cli) -> None:

@@ -12,14 +12,15 @@ import pytest
 
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import Audit, audit
+from anonvma_inspect.tables import ChainEnd
 
-from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, Vma, forest, without
+from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, RmapItem, StableNode, Vma, forest, without
 
 WILD = 0x4141414141414148
 POISON_NEXT, POISON_PREV = 0xDEAD000000000100, 0xDEAD000000000122
 UNSTABLE = 1 << 22
 
-Object = Mm | Vma | Avc | AnonVma
+Object = Mm | Vma | Avc | AnonVma | RmapItem | StableNode
 Expected = tuple[str, Object | int, str, str]
 Break = Callable[[Model], list[Expected]]
 
@@ -70,6 +71,12 @@ def idle(model: Model) -> Vma:
 
 def file(model: Model) -> Vma:
     return init(model).vmas[13]
+
+
+def gone(model: Model) -> tuple[AnonVma, AnonVma]:
+    """What KSM alone holds: a root and its child."""
+    _, root, child = (item.of_anon_vma for item in model.stable_nodes[0].items)
+    return root, child
 
 
 def root_of(vma: Vma) -> AnonVma:
@@ -1030,6 +1037,134 @@ def low_bit_in_parent(model: Model) -> list[Expected]:
     right = anon_vma.parent
     anon_vma.parent |= 1
     return [("AV601", anon_vma, hex(right), hex(right | 1))]
+
+
+# ---- KSM: AV403 to AV404 with its references, AV705, AV706
+#
+# The file's anon_vma has a tree, three children and two rmap_items. Of what is gone, the root has
+# an rmap_item and a child, and the child two rmap_items.
+
+
+@case
+def refcount_below_what_ksm_holds(model: Model) -> list[Expected]:
+    anon_vma = own(file(model))
+    anon_vma.refcount = 5
+    return [("AV403", anon_vma, "at least 6", "5")]
+
+
+@case
+def refcount_above_what_ksm_holds(model: Model) -> list[Expected]:
+    anon_vma = own(file(model))
+    anon_vma.refcount = 7
+    return [("AV404", anon_vma, "6", "7")]
+
+
+@case
+def held_by_ksm_alone_too_low(model: Model) -> list[Expected]:
+    child = gone(model)[1]
+    child.refcount = 1
+    return [("AV403", child, "at least 2", "1")]
+
+
+@case
+def held_by_ksm_alone_too_high(model: Model) -> list[Expected]:
+    child = gone(model)[1]
+    child.refcount = 3
+    return [("AV404", child, "2", "3")]
+
+
+@case
+def held_by_ksm_alone_and_freed(model: Model) -> list[Expected]:
+    child = gone(model)[1]
+    child.refcount = 0
+    return [("AV403", child, "at least 2", "0")]
+
+
+@case
+def root_of_what_ksm_holds_alone(model: Model) -> list[Expected]:
+    root = gone(model)[0]
+    root.refcount = 1
+    return [("AV403", root, "at least 2", "1")]
+
+
+@case
+def counters_of_what_ksm_holds_alone(model: Model) -> list[Expected]:
+    root = gone(model)[0]
+    root.num_children = 1
+    root.num_active_vmas = -1
+    return [("AV401", root, "0", "1"), ("AV402", root, "0", "-1")]
+
+
+@case
+def rmap_item_wild(model: Model) -> list[Expected]:
+    item = model.stable_nodes[0].items[1]
+    item.anon_vma = WILD
+    return [("AV706", item, "an anon_vma", hex(WILD))]
+
+
+@case
+def rmap_item_null(model: Model) -> list[Expected]:
+    item = model.stable_nodes[0].items[0]
+    item.anon_vma = 0
+    return [("AV706", item, "an anon_vma", "0x0")]
+
+
+@case
+def rmap_item_with_a_low_bit(model: Model) -> list[Expected]:
+    item = model.stable_nodes[1].items[1]
+    item.anon_vma |= 1
+    return [("AV706", item, "an anon_vma", hex(item.anon_vma))]
+
+
+@case
+def rmap_item_of_no_anon_vma(model: Model) -> list[Expected]:
+    # What is there has a root, but not one that is its own.
+    item = model.stable_nodes[1].items[1]
+    stranger = AnonVma(RAM + 0x4000, root=piece(model, 0).address, refcount=1)
+    stranger.parent = piece(model, 0).address
+    model.anon_vmas.append(stranger)
+    item.anon_vma = stranger.address
+    return [("AV706", item, "an anon_vma", hex(stranger.address))]
+
+
+@case
+def rmap_item_of_a_free_anon_vma(model: Model) -> list[Expected]:
+    # Its words are as they were when it was freed; the other one is held once too often.
+    free = AnonVma(RAM + 0x4000, root=RAM + 0x4000, parent=RAM + 0x4000)
+    model.anon_vmas.append(free)
+    model.stable_nodes[1].items[1].anon_vma = free.address
+    return [("AV403", free, "at least 1", "0"), ("AV404", gone(model)[1], "1", "2")]
+
+
+@case
+def rmap_hlist_len(model: Model) -> list[Expected]:
+    node = model.stable_nodes[0]
+    node.rmap_hlist_len = 4
+    return [("AV705", node, "3", "4")]
+
+
+@case
+def rmap_items_go_round(model: Model) -> list[Expected]:
+    node = model.stable_nodes[0]
+    node.end = ChainEnd.LOOP
+    return [("AV705", node, "NULL at its end", "an rmap_item that it met before")]
+
+
+@case
+def rmap_items_lead_astray(model: Model) -> list[Expected]:
+    one, two = model.stable_nodes
+    one.end, two.end = ChainEnd.WILD, ChainEnd.STRANGER
+    return [
+        ("AV705", one, "NULL at its end", "what cannot be right"),
+        ("AV705", two, "NULL at its end", "no rmap_item of this node"),
+    ]
+
+
+@case
+def head_of_another_node(model: Model) -> list[Expected]:
+    one, two = model.stable_nodes
+    one.items[2].head = two.address
+    return [("AV705", one.items[2], hex(one.address), hex(two.address))]
 
 
 # ---- all of them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -16,8 +17,8 @@ from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.target.layouts import Field
 
-from .handmade import ERA, PAGE, RAM, Avc, Model, forest, without
-from .test_invariants import CASES, WILD, found, own, piece, root_of
+from .handmade import ERA, PAGE, RAM, Avc, Model, RmapItem, StableNode, forest, without
+from .test_invariants import CASES, WILD, file, found, own, piece, root_of
 
 UNSTABLE = 1 << 22
 
@@ -273,6 +274,77 @@ def test_flag_in_the_pointer() -> None:
     piece(model, 5).anon_vma |= 1
     model.mms[0].vmas[12].anon_vma = 1
     assert not found(model)
+
+
+# ---- KSM at work
+
+
+def give_back(model: Model, node: StableNode, item: RmapItem) -> Iterator[None]:
+    node.rmap_hlist_len -= 1
+    yield
+    item.of_anon_vma.refcount -= 1
+    yield
+
+
+def remove_node(model: Model) -> Iterator[None]:
+    """remove_node_from_stable_tree(): what is no longer marked stays on the list."""
+    node = model.stable_nodes[0]
+    for item in list(node.items):
+        yield from give_back(model, node, item)
+        node.items.remove(item)
+        yield
+
+
+def remove_item(model: Model) -> Iterator[None]:
+    """remove_rmap_item_from_tree()."""
+    node = model.stable_nodes[1]
+    item = node.items.pop()
+    yield
+    yield from give_back(model, node, item)
+
+
+def merge_two(model: Model) -> Iterator[None]:
+    """cmp_and_merge_page(): two references, then a node for them, then one after the other."""
+    anon_vma = own(file(model))
+    made = model.merge((file(model), 0), (file(model), 1))
+    items, made.items = made.items, []
+    model.stable_nodes.remove(made)
+    for _ in items:
+        anon_vma.refcount += 1
+        yield
+    model.stable_nodes.append(made)
+    yield
+    for item in items:
+        made.rmap_hlist_len += 1
+        yield
+        made.items.insert(0, item)
+        yield
+
+
+@pytest.mark.parametrize("work", [remove_node, remove_item, merge_two])
+def test_ksmd_at_work_is_no_error(work: Callable[[Model], Iterator[None]]) -> None:
+    model = forest()
+    steps = 0
+    for _ in work(model):
+        steps += 1
+        audited = audit(model.tables())
+        assert audited.totals[Severity.ERROR] == 0, f"step {steps}"
+        assert not audited.failures
+    assert steps > 2
+    # What is done is whole again.
+    assert not found(model)
+
+
+def test_ksm_not_known() -> None:
+    model = forest()
+    model.stable_nodes, model.ksm_missing = [], "no word of it"
+    audited = audit(model.tables())
+    assert result(audited, "AV705") is State.NOT_CHECKED
+    assert result(audited, "AV706") is State.NOT_CHECKED
+    (finding,) = audited.findings()
+    assert (finding.code, finding.object_address) == ("AV404", own(file(model)).address)
+    assert (finding.expected, finding.actual) == ("4", "6")
+    assert finding.message.endswith("and KSM may hold them (no word of it)")
 
 
 # ---- what findings say

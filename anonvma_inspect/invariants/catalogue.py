@@ -18,6 +18,7 @@ from anonvma_inspect.errors import UsageError
 from anonvma_inspect.invariants import (
     chains,
     counts,
+    ksm,
     lineage,
     roles,
     sharing,
@@ -46,7 +47,7 @@ CATALOGUE: tuple[Invariant, ...] = tuple(
     sorted(
         itertools.chain.from_iterable(
             module.INVARIANTS
-            for module in (vmas, chains, sharing, trees, lineage, counts, tags, roles)
+            for module in (vmas, chains, sharing, trees, lineage, counts, tags, ksm, roles)
         ),
         key=lambda invariant: invariant.code,
     )

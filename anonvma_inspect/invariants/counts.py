@@ -129,8 +129,8 @@ def _has_separate_counts(era: Era) -> str | None:
     return "this kernel counts children and VMAs together, in degree (see AV401)"
 
 
-# References that are known: one for a tree that is not empty, and in a root one for each other
-# anon_vma of the family. At least: of those of which nothing is doubtful.
+# References that are known: one for a tree that is not empty, one for each stable rmap_item, and in
+# a root one for each other anon_vma of the family. At least: of those of which nothing is doubtful.
 def _references(facts: Facts) -> tuple[I64Column, I64Column]:
     anon_vmas = facts.tables.anon_vmas
     count = len(anon_vmas.address)
@@ -142,17 +142,19 @@ def _references(facts: Facts) -> tuple[I64Column, I64Column]:
     parent_root = np.where(parent == itself, itself, take(facts.root_row, parent, NO_ROW))
     odd = (parent != NO_ROW) & (parent_root != facts.root_row)
     # A freed one holds nothing.
-    least = full + _count(root[full & ~odd & (anon_vmas.refcount > 0)], count)
+    held = (full & ~odd) | (anon_vmas.reached & (facts.ksm_references > 0))
+    least = full + facts.ksm_references + _count(root[held & (anon_vmas.refcount > 0)], count)
     listed = marked(count, facts.link_anon_vma)
     most = ((facts.tree_pointer != 0) | listed) + _count(root[anon_vmas.reached], count)
     most += _count(parent_root[odd & anon_vmas.reached], count)
+    most += _count(facts.tables.rmap_items.anon_vma_row, count)
     return least.astype(np.int64), most.astype(np.int64)
 
 
 def _check_refcount_low(facts: Facts) -> Verdict:
     # * refcount is not 0 or less in an anon_vma that something leads to.
-    # * It is not less than the references that are known: one if the tree is not empty, and in a
-    #   root one for each other anon_vma of its family.
+    # * It is not less than the references that are known: one if the tree is not empty, one for
+    #   each stable rmap_item of KSM's, and in a root one for each other anon_vma of its family.
     anon_vmas = facts.tables.anon_vmas
     believed = facts.believed
     least, _ = _references(facts)
@@ -184,17 +186,24 @@ def _check_refcount_low(facts: Facts) -> Verdict:
 def _check_refcount_high(facts: Facts) -> Verdict:
     # * refcount is not more than the references that are known; of families that are known as a
     #   whole.
+    # Whoever takes a reference for a moment may be at work, and a holder may be one that is not
+    # known here: a surplus is suspicious, no more.
     anon_vmas = facts.tables.anon_vmas
     judged = facts.believed & anon_vmas.family_whole
     if facts.believed.any() and not judged.any():
         return Verdict(0, not_checked="no family of anon_vmas is known as a whole")
     _, most = _references(facts)
-    rows = np.flatnonzero(judged & (anon_vmas.refcount > most))
+    # The anon_vma that an rmap_item should lead to, or its root, may be any.
+    rows = np.flatnonzero(judged & (anon_vmas.refcount > most + facts.ksm_astray))
+    message = "an anon_vma has more references than are known"
+    missing = facts.tables.ksm.missing
+    if missing is not None:
+        message += f", and KSM may hold them ({missing})"
     return Verdict(
         int(np.count_nonzero(judged)),
         [
             facts.of_anon_vmas(
-                "an anon_vma has more references than are known",
+                message,
                 rows,
                 "refcount",
                 count_text(most[rows]),
@@ -270,10 +279,12 @@ INVARIANTS = (
             "refcount of an anon_vma is at least 1, and at least the number of references known."
         ),
         why=(
-            "An anon_vma has a reference for as long as its tree is not empty, and a root one more "
-            "for each other anon_vma of its family, until that one is freed. KSM, migration and "
-            "others hold further ones, so this is a lower bound. The counter is read as a signed "
-            "number of 32 bits, so one that has wrapped shows."
+            "An anon_vma has a reference for as long as its tree is not empty, one for each stable "
+            "rmap_item of KSM's (even when no VMA is left), and a root one more for each other "
+            "anon_vma of its family, until that one is freed. Migration and others hold further "
+            "ones for a moment, so this is a lower bound. What KSM is about to give back, because "
+            "the list of a stable node is shorter than it says, is not counted. The counter is "
+            "read as a signed number of 32 bits, so one that has wrapped shows."
         ),
         consequence=(
             "It is freed while it is in use: VMAs and pages point into memory that becomes another "
@@ -282,7 +293,9 @@ INVARIANTS = (
         lock="None: atomic.",
         source=(
             "anon_vma_alloc(), anon_vma_fork(), unlink_anon_vmas(), __put_anon_vma() in mm/rmap.c; "
-            "get_anon_vma(), put_anon_vma() in include/linux/rmap.h (v6.1, v6.12)."
+            "get_anon_vma(), put_anon_vma() in include/linux/rmap.h; "
+            "try_to_merge_with_ksm_page(), remove_node_from_stable_tree() in mm/ksm.c (v6.1, "
+            "v6.12)."
         ),
         eras="v2.6.39 and later.",
         objects="anon_vmas",
@@ -294,18 +307,20 @@ INVARIANTS = (
         severity=Severity.WARNING,
         statement="refcount of an anon_vma is not higher than the number of references known.",
         why=(
-            "What is known is one reference for a tree that is not empty, and in a root one for "
-            "each other anon_vma of its family that something leads to. A surplus can be legal: "
-            "KSM holds one for each stable rmap_item, migration and the splitting of huge pages "
-            "one for a moment, and anon_vmas without VMAs that are held so hold their root. "
-            "One that stays without any of these is a leak. Told only of families that are known "
-            "as a whole."
+            "What is known is one reference for a tree that is not empty, one for each stable "
+            "rmap_item of KSM's, and in a root one for each other anon_vma of its family that "
+            "something leads to. A surplus can be legal: migration and the splitting of huge pages "
+            "hold one for a moment, ksmd one for each of the two pages that it is merging, and "
+            "anon_vmas without VMAs that are held so hold their root. One that stays without any "
+            "of these is a leak. If KSM's rmap_items could not be read, the finding says so: they "
+            "may be all there is to it. Told only of families that are known as a whole."
         ),
         consequence="If it is a leak, the anon_vma and its root are never freed.",
         lock="None: atomic.",
         source=(
             "anon_vma_fork(), __put_anon_vma() in mm/rmap.c; folio_get_anon_vma() in mm/rmap.c and "
-            "its callers; mm/ksm.c (v6.1, v6.12)."
+            "its callers; try_to_merge_with_ksm_page(), stable_tree_append() in mm/ksm.c (v6.1, "
+            "v6.12)."
         ),
         eras="v2.6.39 and later.",
         objects="anon_vmas",

@@ -421,19 +421,33 @@ class Facts:
 
         A pointer with one wrong bit leads to bytes that are taken for an anon_vma. That is the
         pointer's fault; what the bytes say must not be held against them. So one of these is asked
-        for: AVCs of its own in its tree; an AVC on a list that is in no tree at all; or that it is
-        the root of such an anon_vma and its own, or has such a root. (That it is its own root says
-        nothing by itself: so does the head of an empty list.)
+        for: AVCs of its own in its tree; an AVC on a list that is in no tree at all; that KSM holds
+        it, too; or that it is the root of such an anon_vma and its own, or has such a root. (That
+        it is its own root says nothing by itself: so does the head of an empty list.)
         """
         anon_vmas = self.tables.anon_vmas
         count = len(anon_vmas.address)
         sure = (self.nodes_in_tree > 0) | marked(count, self.avc_anon_vma_row[self.orphans])
+        sure |= anon_vmas.reached & (self.ksm_references > 0)
         root = self.root_row
         self_rooted = root == np.arange(count)
         of_sure = marked(count, root[sure]) & self_rooted
         below = take((sure | of_sure) & self_rooted, root, False)
         believed: BoolColumn = anon_vmas.reached & (sure | of_sure | below)
         return believed
+
+    @cached_property
+    def ksm_references(self) -> I64Column:
+        """How many references of each anon_vma KSM holds, at least."""
+        items = self.tables.rmap_items
+        rows = items.anon_vma_row[items.settled]
+        return np.bincount(rows[rows != NO_ROW], minlength=len(self.tables.anon_vmas.address))
+
+    @cached_property
+    def ksm_astray(self) -> int:
+        """How many references KSM may hold that are of anon_vmas which are not known."""
+        rows = self.tables.rmap_items.anon_vma_row
+        return int(np.count_nonzero(~take(self.believed, rows, False)))
 
     @cached_property
     def stray_parents(self) -> tuple[RowColumn, RowColumn, U64Column]:

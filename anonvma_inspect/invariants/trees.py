@@ -196,7 +196,8 @@ def _check_rb_shape(facts: Facts) -> Verdict:
             address_text(avcs.rb_parent_color[spare] & ~_RB_SPARE_BIT),
             address_text(avcs.rb_parent_color[spare]),
         ),
-        *find_wrong_colours(facts, ~pointers.damaged),
+        # Where no AVC is of this anon_vma, what looks like a tree is none.
+        *find_wrong_colours(facts, ~pointers.damaged & (facts.nodes_in_tree > 0)),
     ]
     return Verdict(int(np.count_nonzero(real)), groups)
 
