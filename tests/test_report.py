@@ -35,13 +35,17 @@ from anonvma_inspect.report.stats import StatsReport
 from anonvma_inspect.report.style import PLAIN, Style
 from anonvma_inspect.report.tree import TreeReport
 from anonvma_inspect.report.vma import VmaReport
-from anonvma_inspect.tables import NO_ROW, Nodes, Tables
+from anonvma_inspect.tables import NO_ROW, Ksm, Nodes, RmapItems, StableNodes, Tables
 
 from .small_tables import (
+    AVC_L,
     BASE,
     FACTS,
     FILE,
     LEAF,
+    MM_A,
+    MM_B,
+    RB,
     ROOT,
     flags,
     make_era,
@@ -538,6 +542,7 @@ def test_tree_json() -> None:
             "num_children": 2,
             "num_active_vmas": 1,
             "degree": None,
+            "rmap_items": 0,
         },
         "nodes": [
             {
@@ -664,6 +669,13 @@ def test_stats_json() -> None:
             "anon_vma_chain": {"objects": 3, "size": 64, "bytes": 192},
             "anon_vma": {"objects": 2, "size": 104, "bytes": 208},
         },
+        "ksm": {
+            "stable_nodes": 0,
+            "rmap_items": 0,
+            "anon_vmas": 0,
+            "without_vmas": 0,
+            "missing": None,
+        },
         "distributions": {
             "chain_length": {
                 "objects": 3,
@@ -729,11 +741,65 @@ def test_stats_text() -> None:
         "anon_vma_chain          3      64      192\n"
         "anon_vma                2     104      208\n"
         "\n"
+        "KSM: 0 merged pages, 0 stable rmap_items, which hold 0 anon_vmas, 0 without VMAs\n"
+        "\n"
         "AVCs in a VMA's chain: median 1, p90 2, p99 2, max 2\n"
         "    0  1  ########################################\n"
         "    1  1  ########################################\n"
         "2 - 3  1  ########################################\n"
     )
+
+
+# The root's tree is empty in these, as if only KSM held it.
+def with_ksm(missing: str | None = None) -> Tables:
+    tables = make_tables()
+    items = RmapItems(
+        address=words(BASE + 0x70040, BASE + 0x70080, BASE + 0x700C0),
+        anon_vma=words(ROOT, ROOT, LEAF),
+        mm=words(MM_A, MM_A, MM_B),
+        head=words(BASE + 0x70000, BASE + 0x70000, BASE + 0x70000),
+        page=words(0x1200, 0x2200, 0x1200),
+        node=numbers(0, 0, 0),
+        anon_vma_row=numbers(0, 0, 1),
+        mm_row=numbers(0, 0, 1),
+        settled=flags(True, True, True),
+    )
+    return dataclasses.replace(
+        tables,
+        anon_vmas=dataclasses.replace(tables.anon_vmas, rb_root=words(0, AVC_L + RB)),
+        stable_nodes=StableNodes(
+            words(BASE + 0x70000), numbers(3), np.zeros(1, dtype=np.uint8), numbers(3)
+        ),
+        rmap_items=items,
+        ksm=Ksm(None, missing),
+    )
+
+
+def test_stats_of_ksm() -> None:
+    assert json_of(StatsReport(FACTS, with_ksm()))["ksm"] == {
+        "stable_nodes": 1,
+        "rmap_items": 3,
+        "anon_vmas": 2,
+        "without_vmas": 1,
+        "missing": None,
+    }
+    line = "1 merged page, 3 stable rmap_items, which hold 2 anon_vmas, 1 without VMAs"
+    assert f"\nKSM: {line}\n" in text_of(StatsReport(FACTS, with_ksm()))
+    assert f"\nKSM: at least (a word) {line}\n" in text_of(StatsReport(FACTS, with_ksm("a word")))
+    unknown = dataclasses.replace(make_tables(), ksm=Ksm(None, "a word"))
+    assert "\nKSM: not known (a word)\n" in text_of(StatsReport(FACTS, unknown))
+
+
+def test_tree_of_ksm() -> None:
+    report = TreeReport(FACTS, with_ksm(), 0)
+    assert (
+        text_of(report)
+        .splitlines()[0]
+        .endswith(" nodes in 2 levels, held by 2 rmap_items of KSM's")
+    )
+    assert json_of(report)["anon_vma"]["rmap_items"] == 2
+    unknown = dataclasses.replace(make_tables(), ksm=Ksm(None, "a word"))
+    assert json_of(TreeReport(FACTS, unknown, 0))["anon_vma"]["rmap_items"] is None
 
 
 def test_snapshot() -> None:

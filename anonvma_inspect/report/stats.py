@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anonvma_inspect.kernel.tags import strip_lock_mark
 from anonvma_inspect.report.counts import count_objects, describe_counts
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.style import Style
-from anonvma_inspect.report.words import table
+from anonvma_inspect.report.words import counted, table
 from anonvma_inspect.tables import NO_ROW, I64Column, Tables
 
 __all__ = ("StatsReport",)
@@ -42,6 +43,7 @@ class StatsReport:
             "target": self.facts.document(),
             "counts": dict(count_objects(self.tables)),
             "bytes": self._bytes(),
+            "ksm": {**self._ksm(), "missing": self.tables.ksm.missing},
             "distributions": {
                 name: _distribution(values) for name, values in self._values().items()
             },
@@ -65,6 +67,8 @@ class StatsReport:
             ("STRUCT", "OBJECTS", "SIZE", "BYTES"),
             ("left", "right", "right", "right"),
         )
+        yield ""
+        yield self._ksm_text()
         for name, values in self._values().items():
             yield ""
             yield from _distribution_text(_TITLES[name], values, style)
@@ -85,6 +89,29 @@ class StatsReport:
             struct: {"objects": objects, "size": size, "bytes": objects * size}
             for struct, objects, size in kinds
         }
+
+    def _ksm(self) -> dict[str, int]:
+        tables = self.tables
+        rows = np.unique(tables.rmap_items.anon_vma_row)
+        rows = rows[rows != NO_ROW]
+        alone = strip_lock_mark(tables.anon_vmas.rb_root[rows]) == 0
+        return {
+            "stable_nodes": len(tables.stable_nodes.address),
+            "rmap_items": len(tables.rmap_items.address),
+            "anon_vmas": len(rows),
+            "without_vmas": int(np.count_nonzero(alone)),
+        }
+
+    def _ksm_text(self) -> str:
+        ksm, missing = self._ksm(), self.tables.ksm.missing
+        if missing is not None and not ksm["stable_nodes"]:
+            return f"KSM: not known ({missing})"
+        bound = "" if missing is None else f" at least ({missing})"
+        return (
+            f"KSM:{bound} {counted(ksm['stable_nodes'], 'merged page')}, "
+            f"{counted(ksm['rmap_items'], 'stable rmap_item')}, which hold "
+            f"{counted(ksm['anon_vmas'], 'anon_vma')}, {ksm['without_vmas']:,} without VMAs"
+        )
 
     def _values(self) -> dict[str, I64Column]:
         tables = self.tables

@@ -53,6 +53,7 @@ class TreeReport:
                 "root": hexadecimal(int(anon_vmas.root[row])),
                 "parent": hex_or_null(parent),
                 **anon_vma_counters(self.tables, row),
+                "rmap_items": self._rmap_items(),
             },
             "nodes": [self._entry(node) for node in self._nodes()],
         }
@@ -121,7 +122,16 @@ class TreeReport:
         size = counted(len(nodes), "node")
         if len(nodes):
             size += f" in {counted(int(depth.max()) + 1, 'level')}"
+        held = self._rmap_items()
+        if held:
+            size += f", held by {counted(held, 'rmap_item')} of KSM's"
         return f"{style.strong(f'anon_vma {hexadecimal(address)}')} ({family}, {counters}): {size}"
+
+    # How many of KSM's hold it; None if that cannot be told.
+    def _rmap_items(self) -> int | None:
+        tables = self.tables
+        held = int(np.count_nonzero(tables.rmap_items.anon_vma_row == self.anon_vma))
+        return None if not held and tables.ksm.missing is not None else held
 
     def _line(self, node: int, style: Style) -> str:
         tables = self.tables
