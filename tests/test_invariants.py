@@ -1088,6 +1088,17 @@ def root_of_what_ksm_holds_alone(model: Model) -> list[Expected]:
 
 
 @case
+def outlives_its_root(model: Model) -> list[Expected]:
+    # Before v2.6.36 an anon_vma that KSM held did not hold its root.
+    root = gone(model)[0]
+    node = model.stable_nodes[0]
+    node.items = [item for item in node.items if item.of_anon_vma is not root]
+    node.rmap_hlist_len = len(node.items)
+    root.refcount = 0
+    return [("AV403", root, "at least 1", "0")]
+
+
+@case
 def counters_of_what_ksm_holds_alone(model: Model) -> list[Expected]:
     root = gone(model)[0]
     root.num_children = 1
