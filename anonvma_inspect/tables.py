@@ -45,6 +45,7 @@ __all__ = (
     "Tasks",
     "Vmas",
     "find_rows",
+    "marked",
 )
 
 RowColumn = NDArray[np.int64]
@@ -68,6 +69,18 @@ def find_rows(sorted_addresses: U64Column, addresses: U64Column) -> RowColumn:
     index = np.searchsorted(sorted_addresses, addresses)
     index = np.minimum(index, len(sorted_addresses) - 1)
     return np.where(sorted_addresses[index] == addresses, index, NO_ROW)
+
+
+def marked(count: int, rows: RowColumn) -> BoolColumn:
+    """A column of flags, set for some rows.
+
+    :param count: Its length.
+    :param rows: Row numbers, repeated ones and NO_ROW too.
+    """
+    # One more than asked for, which NO_ROW picks.
+    flags = np.zeros(count + 1, dtype=bool)
+    flags[rows] = True
+    return flags[:-1]
 
 
 class PointerState(enum.IntEnum):

@@ -32,6 +32,7 @@ from anonvma_inspect.tables import (
     Tables,
     Tasks,
     Vmas,
+    marked,
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -353,12 +354,10 @@ def _anon_vma_table(
     parent_row = met.anon_vmas.find(word("parent"))
     parent_row[rb_root == 0] = NO_ROW
     tree_whole = met.tree_whole[order]
-    reached = np.zeros(len(order), dtype=bool)
-    for rows in (vmas.active, avcs.anon_vma_row[links.avc]):
-        reached[rows[rows != NO_ROW]] = True
+    listed = avcs.anon_vma_row[links.avc]
+    reached = marked(len(order), vmas.active) | marked(len(order), listed)
     reached |= held_by_ksm(rmap_items, address, words, root_row, avcs, nodes)
-    roots = root_row[reached]
-    reached[roots[roots != NO_ROW]] = True
+    reached |= marked(len(order), root_row[reached])
     return AnonVmas(
         address=address,
         root=words["root"],
@@ -374,31 +373,33 @@ def _anon_vma_table(
         parent_row=parent_row,
         tree_whole=tree_whole,
         reached=reached,
-        family_whole=_whole_families(root_row, tree_whole, vmas, avcs, links, nodes),
+        family_whole=_whole_families(root_row, tree_whole, vmas, avcs, links, listed, nodes),
     )
 
 
 # Families of which everything is known. What is missing somewhere spoils the families of all
 # anon_vmas that it could have led to: those of the chain, the tree or the VMA concerned.
+# listed: what the entries of lists lead to.
 def _whole_families(
     root_row: RowColumn,
     tree_whole: BoolColumn,
     vmas: Vmas,
     avcs: Avcs,
     links: Links,
+    listed: RowColumn,
     nodes: Nodes,
 ) -> BoolColumn:
     sound_vma = vmas.chain_end == ChainEnd.CLOSED
     sound_vma &= (vmas.active != NO_ROW) | (vmas.anon_vma_pointer == 0)
-    lost = avcs.anon_vma_row[links.avc] == NO_ROW
-    sound_vma[links.vma[lost]] = False
+    sound_vma[links.vma[listed == NO_ROW]] = False
     spoiled = ~tree_whole | (root_row == NO_ROW)
+    if sound_vma.all() and not spoiled.any() and (avcs.vma_row != NO_ROW).all():
+        return np.ones(len(spoiled), dtype=bool)
     # A node without a VMA is not sound: NO_ROW takes the last.
     sound_node = np.append(sound_vma, False)[avcs.vma_row[nodes.avc]]
     spoiled[nodes.anon_vma[~sound_node]] = True
-    link_av = avcs.anon_vma_row[links.avc]
-    spoiled[link_av[(link_av != NO_ROW) & ~sound_vma[links.vma]]] = True
-    spoiled[vmas.active[(vmas.active != NO_ROW) & ~sound_vma]] = True
+    spoiled |= marked(len(spoiled), listed[~sound_vma[links.vma]])
+    spoiled |= marked(len(spoiled), vmas.active[~sound_vma])
     root = np.where(root_row == NO_ROW, np.arange(len(root_row)), root_row)
     bad_root = np.zeros(len(root_row), dtype=bool)
     bad_root[root[spoiled]] = True

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import WORD, AddressSpace, BoolColumn, U64Column, distinct
 
@@ -74,9 +75,12 @@ class AddressIndex:
         :param addresses: Any values at all.
         """
         numbers = np.empty(len(addresses), dtype=np.int64)
-        for part in batches(len(addresses)):
+
+        def look_up(part: slice) -> None:
             numbers[part] = self._next[self._words(addresses[part])]
-        numbers -= 1
+            numbers[part] -= 1
+
+        run_parallel(look_up, batches(len(addresses)))
         return numbers
 
     def unknown(self, addresses: U64Column) -> U64Column:

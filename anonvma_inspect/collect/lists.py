@@ -11,6 +11,7 @@ import numpy as np
 from anonvma_inspect.collect.index import batches
 from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.kernel.era import Record
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import ChainEnd, I64Column, RowColumn, U8Column
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -35,6 +36,14 @@ class ListWalk:
     position: I64Column
     address: U64Column
     columns: Columns
+
+
+class _Met(NamedTuple):
+    """Entries of one step; see :class:`ListWalk`."""
+
+    list: RowColumn
+    address: U64Column
+    columns: Sequence[U64Column]
 
 
 class _Front(NamedTuple):
@@ -112,39 +121,39 @@ class _Walker:
         self._stop, self._owner = stop, owner
         self._offset = np.uint64(record.offset(node))
         self._end = np.full(len(stop), ChainEnd.CLOSED, dtype=np.uint8)
-        # Of the entries met, piece by piece: the step, the list, the object, and its fields.
-        self._steps: list[int] = []
-        self._lists: list[RowColumn] = [np.empty(0, np.int64)]
-        self._objects: list[U64Column] = [np.empty(0, np.uint64)]
-        self._columns: dict[str, list[U64Column]] = {
-            name: [np.empty(0, np.uint64)] for name in names
-        }
+        self._names = names
 
     def walk(self, front: _Front) -> ListWalk:
-        step = met = 0
+        no_words = np.empty(0, np.uint64)
+        met = [_Met(np.empty(0, np.int64), no_words, [no_words for _ in self._names])]
+        # How many entries were met in each step.
+        counts: list[int] = []
         while len(front.list):
-            self._reader.progress(f"{self._record.struct}s", met)
-            front = _Front.join(
-                [self._step(front.pick(part), step) for part in batches(len(front.list))]
-            )
-            met += len(front.list)
-            step += 1
+            self._reader.progress(f"{self._record.struct}s", sum(counts))
+            parts = [front.pick(part) for part in batches(len(front.list))]
+            steps = run_parallel(self._step, parts)
+            met += [part for part, _ in steps]
+            counts.append(sum(len(part.list) for part, _ in steps))
+            front = _Front.join([ahead for _, ahead in steps])
+            step = len(counts)
             if step & (step - 1) == 0:
                 front = front._replace(mark=front.node)
-        list_ = np.concatenate(self._lists)
+        list_ = np.concatenate([part.list for part in met])
         walk = ListWalk(
             end=self._end,
             length=np.bincount(list_, minlength=len(self._end)),
             list=list_,
-            position=np.repeat(
-                np.array(self._steps, dtype=np.int64), [len(part) for part in self._lists[1:]]
-            ),
-            address=np.concatenate(self._objects),
-            columns={name: np.concatenate(parts) for name, parts in self._columns.items()},
+            position=np.repeat(np.arange(len(counts)), counts),
+            address=np.concatenate([part.address for part in met]),
+            columns={
+                name: np.concatenate([part.columns[place] for part in met])
+                for place, name in enumerate(self._names)
+            },
         )
         return _without_repeats(walk) if (self._end == ChainEnd.LOOP).any() else walk
 
-    def _step(self, front: _Front, step: int) -> _Front:
+    # The entries that are met, and where their lists go on. No list is in two fronts.
+    def _step(self, front: _Front) -> tuple[_Met, _Front]:
         record, end = self._record, self._end
         wild = self._reader.space.wild(front.node - self._offset, record.size)
         if wild.any():
@@ -159,11 +168,11 @@ class _Walker:
             end[front.list[~present]] = ChainEnd.HOLE
             end[front.list[present & ~agrees]] = ChainEnd.STRANGER
             front, rows = front.pick(kept), rows[kept]
-        self._steps.append(step)
-        self._lists.append(front.list)
-        self._objects.append(front.node - self._offset)
-        for name, parts in self._columns.items():
-            parts.append(record.column(rows, name))
+        met = _Met(
+            front.list,
+            front.node - self._offset,
+            [record.column(rows, name) for name in self._names],
+        )
         node = record.column(rows, f"{self._node}_next")
         front = front._replace(node=node, origin=front.node)
         front = front.pick(node != self._stop[front.list])
@@ -172,7 +181,7 @@ class _Walker:
         if loops.any():
             end[front.list[loops]] = ChainEnd.LOOP
             front = front.pick(~loops)
-        return front
+        return met, front
 
 
 # A list that loops is walked round more than once before that is noticed: keep the first round.

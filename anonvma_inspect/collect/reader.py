@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.collect.index import AddressIndex, batches
 from anonvma_inspect.kernel.era import Record
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, Broken, Holes, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
 from anonvma_inspect.target.target import Target
@@ -61,10 +62,13 @@ class Reader:
             name: np.empty(len(addresses), dtype=np.uint64) for name in names if name in record
         }
         present = np.empty(len(addresses), dtype=bool)
-        for part in batches(len(addresses)):
+
+        def read(part: slice) -> None:
             rows, present[part] = self.rows(record, addresses[part])
             for name, column in columns.items():
                 column[part] = record.column(rows, name)
+
+        run_parallel(read, batches(len(addresses)))
         return columns, present
 
     def words(

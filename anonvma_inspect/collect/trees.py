@@ -12,6 +12,7 @@ from anonvma_inspect.collect.index import AddressIndex, batches
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -77,6 +78,23 @@ class _Front(NamedTuple):
         )
 
 
+class _Level(NamedTuple):
+    """What was read of a part of a level; nodes that could not be read are left out.
+
+    :ivar avc: Number of each AVC, NO_ROW for one that has none yet.
+    :ivar agrees: In one of two words with the tree.
+    :ivar child: Both children of each node, the left one first.
+    """
+
+    front: _Front
+    address: U64Column
+    avc: RowColumn
+    agrees: BoolColumn
+    vma: U64Column
+    anon_vma: U64Column
+    child: U64Column
+
+
 class TreeWalker:
     """Walks trees from ``rb_root`` down, a level of all of them a round.
 
@@ -128,24 +146,14 @@ class TreeWalker:
         depth = 0
         while len(front.tree) and depth < MAX_DEPTH:
             self._reader.progress("tree nodes", self._count)
-            parts = [
-                self._step(front.pick(part), tree, anon_vma, depth, whole, listed)
-                for part in batches(len(front.tree))
-            ]
-            front = _Front.join(parts)
+            parts = [front.pick(part) for part in batches(len(front.tree))]
+            levels = run_parallel(lambda part: self._read(part, anon_vma, whole), parts)
+            front = _Front.join([self._step(level, tree, depth, whole, listed) for level in levels])
             depth += 1
         whole[front.tree] = False
         return whole
 
-    def _step(
-        self,
-        front: _Front,
-        tree: RowColumn,
-        anon_vma: U64Column,
-        depth: int,
-        whole: BoolColumn,
-        listed: int,
-    ) -> _Front:
+    def _read(self, front: _Front, anon_vma: U64Column, whole: BoolColumn) -> _Level:
         record = self._record
         wild = self._reader.space.wild(front.node - self._offset, record.size)
         if wild.any():
@@ -156,10 +164,27 @@ class TreeWalker:
         if not present.all():
             whole[front.tree[~present]] = False
             front, rows, address = front.pick(present), rows[present], address[present]
-        avc = self._number(address)
         named = record.column(rows, "anon_vma")
         linked = rb_parent(record.column(rows, "rb_parent_color")) == front.parent_node
-        followed = self._follow(avc, (named == anon_vma[front.tree]) | linked)
+        child = np.empty(2 * len(rows), dtype=np.uint64)
+        child[0::2] = record.column(rows, "rb_left")
+        child[1::2] = record.column(rows, "rb_right")
+        return _Level(
+            front,
+            address,
+            self._avcs.find(address),
+            (named == anon_vma[front.tree]) | linked,
+            record.column(rows, "vma"),
+            named,
+            child,
+        )
+
+    def _step(
+        self, level: _Level, tree: RowColumn, depth: int, whole: BoolColumn, listed: int
+    ) -> _Front:
+        front = level.front
+        avc = self._number(level)
+        followed = self._follow(avc, level.agrees)
         self._places.append(
             Places(
                 tree[front.tree],
@@ -174,14 +199,12 @@ class TreeWalker:
         self._count += len(avc)
         new = followed & (avc >= listed)
         if new.any():
-            self.vma_pointers.append(record.column(rows, "vma")[new])
-            self.anon_vma_pointers.append(named[new])
+            self.vma_pointers.append(level.vma[new])
+            self.anon_vma_pointers.append(level.anon_vma[new])
+        child = level.child
         if not followed.all():
             whole[front.tree[~followed]] = False
-            front, rows, number = front.pick(followed), rows[followed], number[followed]
-        child = np.empty(2 * len(number), dtype=np.uint64)
-        child[0::2] = record.column(rows, "rb_left")
-        child[1::2] = record.column(rows, "rb_right")
+            child = np.where(np.repeat(followed, 2), child, np.uint64(0))
         there = np.flatnonzero(child)
         above = there // 2
         return _Front(
@@ -193,13 +216,12 @@ class TreeWalker:
         )
 
     # Numbers of AVCs, given to those now that have none yet.
-    def _number(self, address: U64Column) -> RowColumn:
-        avc = self._avcs.find(address)
-        new = avc == NO_ROW
+    def _number(self, level: _Level) -> RowColumn:
+        new = level.avc == NO_ROW
         if not new.any():
-            return avc
-        self._avcs.number(self._avcs.unknown(address[new]))
-        return self._avcs.find(address)
+            return level.avc
+        self._avcs.number(self._avcs.unknown(level.address[new]))
+        return self._avcs.find(level.address)
 
     # Which of a level's places are followed: those that are wanted, each AVC once in all.
     def _follow(self, avc: RowColumn, wanted: BoolColumn) -> BoolColumn:
@@ -235,6 +257,8 @@ class TreeWalker:
 def met_again(places: Places) -> BoolColumn:
     """All meetings of an AVC but one: the one that was followed, else the first."""
     again = np.zeros(len(places.avc), dtype=bool)
+    if places.followed.all():
+        return again
     often = np.flatnonzero(np.bincount(places.avc, minlength=1)[places.avc] > 1)
     order = often[np.lexsort((often, ~places.followed[often], places.avc[often]))]
     repeated = places.avc[order[1:]] == places.avc[order[:-1]]

@@ -37,6 +37,7 @@ from anonvma_inspect.invariants.base import (
 )
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.where import Locator
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.memory import U64Column
 
@@ -159,10 +160,10 @@ def run(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> list[Res
     """
     facts = Facts(tables)
     maker = _Maker(tables)
-    results = [
-        _run_one(facts, invariant, maker)
-        for invariant in sorted(invariants, key=lambda invariant: invariant.code)
-    ]
+    results = run_parallel(
+        lambda invariant: _run_one(facts, invariant, maker),
+        sorted(invariants, key=lambda invariant: invariant.code),
+    )
     maker.look_for_causes([group for result in results for group in result.violations])
     return results
 

@@ -13,10 +13,18 @@ from anonvma_inspect.invariants.base import (
     address_text,
     always,
 )
-from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.lists import LIST_POISON
-from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, PointerState, RowColumn, find_rows
+from anonvma_inspect.tables import (
+    NO_ROW,
+    ChainEnd,
+    I64Column,
+    PointerState,
+    RowColumn,
+    find_rows,
+    marked,
+)
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("INVARIANTS",)

@@ -8,22 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.tables import NO_ROW, RowColumn
-from anonvma_inspect.target.memory import BoolColumn
 
-__all__ = ("marked", "take")
+__all__ = ("take",)
 
 Scalar = TypeVar("Scalar", bound="np.generic[Any]")
-
-
-def marked(count: int, rows: RowColumn) -> BoolColumn:
-    """A column of flags, set for some rows.
-
-    :param count: Its length.
-    :param rows: Row numbers, repeated ones and NO_ROW too.
-    """
-    flags = np.zeros(count, dtype=bool)
-    flags[rows[rows != NO_ROW]] = True
-    return flags
 
 
 def take(column: NDArray[Scalar], rows: RowColumn, otherwise: int | bool) -> NDArray[Scalar]:

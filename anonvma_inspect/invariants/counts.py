@@ -17,10 +17,10 @@ from anonvma_inspect.invariants.base import (
     at_least,
     count_text,
 )
-from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, find_rows
+from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.base import Text, Violations
-from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.keys import Keys
 from anonvma_inspect.invariants.lists import ListWords, find_wrong_words
 from anonvma_inspect.invariants.shape import TreePointers, find_wrong_pointers
@@ -31,6 +31,7 @@ from anonvma_inspect.tables import (
     RowColumn,
     Tables,
     find_rows,
+    marked,
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 

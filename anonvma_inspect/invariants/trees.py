@@ -14,12 +14,12 @@ from anonvma_inspect.invariants.base import (
     always,
 )
 from anonvma_inspect.invariants.colours import find_wrong_colours
-from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.shape import find_heirs, is_child
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.tags import has_lock_mark, rb_parent
-from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn
+from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn, marked
 from anonvma_inspect.target.memory import U64Column
 
 __all__ = ("INVARIANTS",)

@@ -14,10 +14,10 @@ from anonvma_inspect.invariants.base import (
     always,
     count_text,
 )
-from anonvma_inspect.invariants.columns import marked, take
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.tables import NO_ROW, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)

@@ -11,6 +11,7 @@ right is *wild*; one that may be right, but whose bytes the target does not have
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
+from anonvma_inspect.parallel import run_parallel
 
 __all__ = (
     "AddressSpace",
@@ -48,6 +50,8 @@ WORD = 8
 KERNEL_HALF = 1 << 63
 # Twice what x86-64 with four levels of page tables can have (MAX_PHYSMEM_BITS).
 _MOST_RAM = 1 << 47
+# So many addresses are worth a thread of their own.
+_SORTED_APART = 1 << 18
 
 
 def distinct(addresses: U64Column) -> U64Column:
@@ -56,7 +60,20 @@ def distinct(addresses: U64Column) -> U64Column:
     What ``np.unique()`` does, several times as fast for millions of addresses, of which it makes a
     hash table.
     """
-    ordered = np.sort(addresses)
+    if len(addresses) > 2 * _SORTED_APART:
+        parts = np.array_split(addresses, len(addresses) // _SORTED_APART)
+        # Runs that are sorted already are merged.
+        ordered = np.sort(np.concatenate(run_parallel(_distinct, parts)), kind="stable")
+    else:
+        ordered = np.sort(addresses)
+    return _without_repeats(ordered)
+
+
+def _distinct(addresses: U64Column) -> U64Column:
+    return _without_repeats(np.sort(addresses))
+
+
+def _without_repeats(ordered: U64Column) -> U64Column:
     new = np.ones(len(ordered), dtype=bool)
     np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
     return ordered if new.all() else ordered[new]
@@ -91,6 +108,11 @@ def in_ranges(ranges: U64Column, addresses: U64Column, size: int = 1) -> BoolCol
     start, length = start[length >= size], length[length >= size]
     if not len(start):
         return np.zeros(len(addresses), dtype=bool)
+    # Nearly everything lies in the largest one.
+    largest = int(np.argmax(length))
+    found: BoolColumn = addresses - start[largest] <= length[largest] - np.uint64(size)
+    if len(start) == 1 or found.all():
+        return found
     # What lies below the first range is compared with the last one: far above its end, modulo
     # 2**64.
     index = np.searchsorted(start, addresses, side="right") - 1
@@ -188,9 +210,16 @@ class AddressSpace:
         if not len(self.ram):
             return np.full(len(addresses), -1, dtype=np.int64)
         start, before = self._places
+        length = self.ram[:, 1] - start
+        # Nearly everything lies in the largest range.
+        largest = int(np.argmax(length))
+        place: U64Column = addresses - start[largest]
+        if (place < length[largest]).all():
+            place += before[largest]
+            return place.view(np.int64)
         index = np.searchsorted(start, addresses, side="right") - 1
         place = addresses - start[index]
-        outside = place >= (self.ram[:, 1] - start)[index]
+        outside = place >= length[index]
         place += before[index]
         place[outside] = np.uint64(2**64 - 1)
         return place.view(np.int64)
@@ -210,6 +239,7 @@ class Memory(Protocol):
         """Read the same number of bytes at each of many addresses.
 
         Never raises for what it cannot read, and never reads the lower half of the address space.
+        Whoever asks twice gets the same bytes; several threads may ask at a time.
 
         :param addresses: Any values at all, repeated ones too.
         :param size: Bytes at each.
@@ -254,6 +284,7 @@ class RecordingMemory:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._ranges: list[U64Column] = []
+        self._lock = threading.Lock()
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
@@ -261,9 +292,10 @@ class RecordingMemory:
         start = distinct(addresses[present])
         low = start & np.uint64(-WORD % 2**64)
         high = (start + np.uint64(size + WORD - 1)) & np.uint64(-WORD % 2**64)
-        self._ranges.append(merge_ranges(np.stack([low, high], axis=1)))
-        if len(self._ranges) > 64:
-            self._ranges = [self.ranges()]
+        with self._lock:
+            self._ranges.append(merge_ranges(np.stack([low, high], axis=1)))
+            if len(self._ranges) > 64:
+                self._ranges = [self.ranges()]
         return rows, present
 
     def ranges(self) -> U64Column:
@@ -290,9 +322,14 @@ class PagedMemory:
         self._slots = np.empty(0, dtype=np.int64)
         self._pool = np.zeros((0, page_size), dtype=np.uint8)
         self._used = 0
+        self._lock = threading.Lock()
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
+        with self._lock:
+            return self._gather(addresses, size)
+
+    def _gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         rows = np.zeros((len(addresses), size), dtype=np.uint8)
         present = (addresses >= np.uint64(KERNEL_HALF)) & (addresses <= np.uint64(2**64 - 1 - size))
         index = np.flatnonzero(present)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import threading
 
 import drgn
 import numpy as np
@@ -102,9 +103,14 @@ class ProgramMemory:
     def __init__(self, prog: drgn.Program, page_size: int) -> None:
         self._prog = prog
         self._paged = PagedMemory(self._read, page_size)
+        self._lock = threading.Lock()
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`anonvma_inspect.target.memory.Memory.gather`."""
+        with self._lock:
+            return self._gather(addresses, size)
+
+    def _gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         rows, present = self._paged.gather(addresses, size)
         for row in np.flatnonzero(~present & (addresses >= np.uint64(KERNEL_HALF))):
             with contextlib.suppress(LookupError, OverflowError):
