@@ -217,7 +217,8 @@ def _link_table(met: Met, vma_order: RowColumn) -> Links:
     begin[vma_order] = np.cumsum(length) - length
     vma = np.repeat(np.arange(len(length)), length)
     avc = np.empty(len(vma), dtype=np.int64)
-    for number, position, address in met.links:
+    while met.links:
+        number, position, address = met.links.pop()
         avc[begin[number] + position] = met.avcs.find(address)
     return Links(vma=vma, position=np.arange(len(vma)) - begin[vma_order][vma], avc=avc)
 

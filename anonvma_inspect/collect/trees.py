@@ -242,8 +242,8 @@ class TreeWalker:
             self._place = np.empty(size, dtype=np.int64)
 
     def places(self) -> Places:
-        """All places met so far, in the order in which they were met."""
-        parts = self._places
+        """Hand over all places, in the order in which they were met: the last thing to be asked."""
+        parts, self._places = self._places, []
         return Places(
             np.concatenate([part.tree for part in parts] or [np.empty(0, np.int64)]),
             np.concatenate([part.avc for part in parts] or [np.empty(0, np.int64)]),
