@@ -16,7 +16,7 @@ from anonvma_inspect.target import TargetOptions, open_target
 
 __all__ = ("Cost", "gathers", "run", "tool")
 
-_SAMPLE_SECONDS = 0.005
+_SAMPLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
