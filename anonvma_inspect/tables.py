@@ -16,6 +16,7 @@ is looked up with :func:`find_rows`.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from anonvma_inspect.target.memory import AddressSpace, BoolColumn, U64Column
 
 __all__ = (
     "NO_ROW",
+    "Allocation",
     "AnonVmas",
     "Avcs",
     "Broken",
@@ -36,13 +38,17 @@ __all__ = (
     "Links",
     "Mms",
     "Nodes",
+    "ObjectState",
+    "Placement",
     "PointerState",
     "RmapItems",
     "RowColumn",
+    "Slabs",
     "Slots",
     "StableNodes",
     "Tables",
     "Tasks",
+    "Unreached",
     "Vmas",
     "find_rows",
     "marked",
@@ -311,6 +317,121 @@ class Nodes:
     again: BoolColumn
 
 
+class ObjectState(enum.IntEnum):
+    """What the slab allocator says of an address (see :class:`Allocation`)."""
+
+    ALLOCATED = 0
+    #: On a list of free objects.
+    FREE = 1
+    #: In a slab of the right cache, but not where an object begins.
+    INSIDE = 2
+    #: In a slab of another cache.
+    OTHER_CACHE = 3
+    #: In a page that is no slab.
+    NO_SLAB = 4
+    #: What would tell is not in the target.
+    UNKNOWN = 5
+
+
+@dataclass(frozen=True)
+class Slabs:
+    """Pages of the slab allocator, and others that objects seem to lie in; sorted by address."""
+
+    #: Of the head's ``struct page``, which is the ``struct slab`` as well.
+    address: U64Column
+    #: Where its memory begins.
+    base: U64Column
+    #: The word in ``slab_cache``; 0 where the page is no slab.
+    cache: U64Column
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where the objects of one table lie, and where pointers lead that lead to no row of it.
+
+    :ivar cache: Address of the ``kmem_cache`` that they should be of; 0 if that is not known.
+    :ivar variable: Address of the variable that points to it; 0 if that is not known.
+    :ivar named: What it points to; 0 if that is not known.
+    :ivar address: The table's, row by row; then what those pointers lead to, sorted, each once.
+    :ivar slab: Row in :class:`Slabs` of each; NO_ROW where that is not known.
+    :ivar state: An :class:`ObjectState` each.
+    """
+
+    cache: int
+    variable: int
+    named: int
+    address: U64Column
+    slab: RowColumn
+    state: U8Column
+
+
+@dataclass(frozen=True)
+class Unreached:
+    """Allocated objects that are in no other table, and free anon_vmas; each kind by address.
+
+    :ivar vmas: Addresses.
+    :ivar avcs: Addresses of all objects of the cache that AVCs are in; other things may share it.
+    :ivar avc_vma: Their words ``vma`` and ``anon_vma``.
+    :ivar avc_anon_vma: See there.
+    :ivar avc_linked: They look like AVCs: both words point to such objects that are allocated, and
+        ``same_vma`` is neither poisoned nor otherwise wild.
+    :ivar avc_mm: The word ``vm_mm`` of the VMA of each of those; else 0.
+    :ivar anon_vmas: Addresses.
+    :ivar anon_vma_refcount: Their ``refcount``.
+    :ivar anon_vma_rb_root: Their ``rb_root.rb_node``.
+    :ivar anon_vma_root: Their ``root``.
+    :ivar free_anon_vmas: Addresses of those on lists of free objects.
+    :ivar free_refcount: Their ``refcount``.
+    :ivar free_rb_root: Their ``rb_root.rb_node``.
+    """
+
+    vmas: U64Column
+    avcs: U64Column
+    avc_vma: U64Column
+    avc_anon_vma: U64Column
+    avc_linked: BoolColumn
+    avc_mm: U64Column
+    anon_vmas: U64Column
+    anon_vma_refcount: I64Column
+    anon_vma_rb_root: U64Column
+    anon_vma_root: U64Column
+    free_anon_vmas: U64Column
+    free_refcount: I64Column
+    free_rb_root: U64Column
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What the slab allocator says of the objects in the tables.
+
+    :ivar not_read: Why nothing is known of it; then all else is empty.
+    :ivar free_not_read: Why some lists of free objects are not known, if so.
+    :ivar cache_names: Names of caches by address, as far as they are known.
+    :ivar slab_struct: C name of what describes a slab.
+    :ivar cache_offset: Of ``slab_cache`` in it.
+    :ivar broken_word: Addresses of words that lead a list of free objects astray.
+    :ivar broken_slab: Row in :class:`Slabs` of the list's slab.
+    :ivar broken_value: What each leads to.
+    :ivar unreached: ``None`` if it was not looked for.
+    :ivar unreached_not_read: Why it could not be looked for, if so.
+    """
+
+    not_read: str | None
+    free_not_read: str | None
+    slabs: Slabs
+    vmas: Placement
+    avcs: Placement
+    anon_vmas: Placement
+    cache_names: Mapping[int, bytes]
+    slab_struct: str
+    cache_offset: int
+    broken_word: U64Column
+    broken_slab: RowColumn
+    broken_value: U64Column
+    unreached: Unreached | None = None
+    unreached_not_read: str | None = None
+
+
 @dataclass(frozen=True)
 class StableNodes:
     """``ksm_stable_node`` objects that list rmap_items: those of merged pages; sorted by address.
@@ -399,6 +520,7 @@ class Tables:
     """All that was read.
 
     :ivar pids: The processes that the collection was limited to; empty: all.
+    :ivar allocation: ``None`` if slabs were not asked for.
     """
 
     era: Era
@@ -417,6 +539,7 @@ class Tables:
     holes: Holes
     broken: Broken
     pids: tuple[int, ...]
+    allocation: Allocation | None = None
 
     @property
     def complete(self) -> bool:

@@ -179,11 +179,10 @@ def a_capture() -> Capture:
 
 
 def test_older_snapshots_say_nothing() -> None:
-    capture = next(
-        c for c in CAPTURES if c.target.walks is not None and "ksm" not in c.target.walks
-    )
-    assert capture.tables.ksm.missing == "not in this snapshot"
-    audited = audit(capture.tables)
+    target = next(c for c in CAPTURES if c.name == "forktree-6.12").target
+    tables = collect(replace(target, walks=frozenset({"audit"})))
+    assert tables.ksm.missing == "not in this snapshot"
+    audited = audit(tables)
     assert audited.complete
     assert state(audited, "AV404") is State.OK
     for code in ("AV705", "AV706"):
@@ -286,7 +285,11 @@ def test_list_that_goes_round(to: int) -> None:
     target, tables = a_capture().target, a_capture().tables
     record = records(tables).rmap_item
     _, items = longest(tables)
-    words = {place(record, items[0], "hlist_next"): place(record, items[to], "hlist")}
+    word = place(record, items[0], "hlist_next")
+    places = [place(record, item, "hlist") for item in items]
+    (row,), _ = target.memory.gather(np.array([word], dtype=np.uint64), 8)
+    others = [at for at in places if at != int.from_bytes(row.tobytes(), "little")]
+    words = {word: others[to]}
     audited = audit(collect(with_words(target, words)))
     assert not audited.failures
     assert audited.totals[Severity.ERROR] == 0
@@ -383,6 +386,9 @@ class Holes:
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         rows, present = self._memory.gather(addresses, size)
         return rows, present | (addresses >= np.uint64(1 << 63))
+
+    def uncached(self) -> Memory:
+        return self
 
     @staticmethod
     def filled(target: Target) -> Target:

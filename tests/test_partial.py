@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anonvma_inspect.collect import collect
+from anonvma_inspect.collect import collect, collect_audit
 from anonvma_inspect.invariants.catalogue import Audit, audit
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target import Target
@@ -58,6 +58,9 @@ class WithoutPages:
         rows[~present] = 0
         return rows, present
 
+    def uncached(self) -> Memory:
+        return self
+
 
 def pages_of_reverse_map(tables: Tables) -> U64Column:
     """The pages that VMAs, AVCs and anon_vmas start in."""
@@ -69,7 +72,7 @@ def pages_read(target: Target) -> U64Column:
     """The pages that an audit reads; but for that of the head of the list of tasks, without which
     there is nothing to begin with."""
     recording = RecordingMemory(target.memory)
-    collect(replace(target, memory=recording))
+    collect_audit(replace(target, memory=recording), leaks=True)
     pages = [range(low // PAGE * PAGE, high, PAGE) for low, high in recording.ranges().tolist()]
     first = target.symbol("init_task")
     size = target.layouts.size("task_struct")
@@ -83,13 +86,14 @@ def audit_without(target: Target, pages: U64Column, percent: int, seed: str) -> 
     count = max(1, len(pages) * percent // 100)
     gone = random.Random(f"{seed} {percent}").sample(pages.tolist(), count)
     holed = WithoutPages(target.memory, np.array(sorted(gone), dtype=np.uint64))
-    return audit(collect(replace(target, memory=holed)))
+    return audit(collect_audit(replace(target, memory=holed), leaks=True))
 
 
 def assert_incomplete_and_clean(result: Audit) -> None:
     assert not result.failures
     assert not result.complete
-    assert not list(result.findings())
+    # Where KSM's structures are missing, it may hold what would be a surplus, and that is said.
+    assert not [f for f in result.findings() if "and KSM may hold them" not in f.message]
 
 
 def state(rules: Rules) -> Target:

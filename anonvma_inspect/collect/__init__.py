@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
+from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.collector import collect, collect_from
 from anonvma_inspect.collect.paths import file_paths
+from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
 
-__all__ = ("Saved", "check_output", "collect", "collect_from", "file_paths", "save_snapshot")
+__all__ = (
+    "Saved",
+    "check_output",
+    "collect",
+    "collect_audit",
+    "collect_from",
+    "collect_slabs",
+    "file_paths",
+    "save_snapshot",
+)

@@ -31,12 +31,19 @@ _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 _NO_NUMBERS: I64Column = np.empty(0, dtype=np.int64)
 
 
-def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None = None) -> Tables:
+def collect(
+    target: Target,
+    pids: Sequence[int] = (),
+    progress: Progress | None = None,
+    *,
+    anon_vmas: Sequence[int] = (),
+) -> Tables:
     """Read the anonymous reverse map of a target.
 
     :param pids: Limit it to the families that these processes' VMAs belong to; a thread's id means
         its process. Empty: everything.
     :param progress: Called with what is being read, and how many of it so far.
+    :param anon_vmas: Addresses of ``anon_vma`` objects to read as well, if no VMA leads to them.
     :raises TargetError: if the kernel is of no era that is understood, or the task list is out of
         reach.
     :raises NotFoundError: if a process does not exist, or has no mm.
@@ -45,7 +52,9 @@ def collect(target: Target, pids: Sequence[int] = (), progress: Progress | None 
     reader = Reader(target, progress)
     threads = read_threads(reader, era, target)
     ksm = read_ksm(reader, target)
-    return _Collector(reader, era, threads, ksm, _tgids(threads, pids), bool(pids)).run(tuple(pids))
+    seeds = _seeds(reader, era.anon_vma, anon_vmas)
+    collector = _Collector(reader, era, threads, ksm, _tgids(threads, pids), bool(pids))
+    return collector.run(tuple(pids), anon_vmas=seeds)
 
 
 def collect_from(

@@ -93,8 +93,11 @@ class Reader:
         """Note a word that cannot be right; see :class:`anonvma_inspect.tables.Broken`."""
         self._broken.append((mm, address, type_, value, problem))
 
-    def holes(self) -> Holes:
-        """All holes, sorted, each once."""
+    def holes(self, known: Holes | None = None) -> Holes:
+        """All holes, sorted, each once.
+
+        :param known: Those of another reader, to be among them.
+        """
         address = np.concatenate([hole[0] for hole in self._holes] or [np.empty(0, np.uint64)])
         size = np.repeat(
             np.array([hole[1] for hole in self._holes], dtype=np.int64),
@@ -104,6 +107,10 @@ class Reader:
             np.array([hole[2] for hole in self._holes], dtype=np.str_),
             [len(hole[0]) for hole in self._holes],
         )
+        if known is not None:
+            address = np.concatenate([address, known.address])
+            size = np.concatenate([size, known.size])
+            needed_for = np.concatenate([needed_for, known.needed_for])
         order = np.lexsort((needed_for, size, address))
         address, size, needed_for = address[order], size[order], needed_for[order]
         new = np.ones(len(address), dtype=bool)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from anonvma_inspect.collect.collector import collect
+from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.ksm import KSM_WALK
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.reader import Progress
+from anonvma_inspect.collect.slabs import LEAKS_WALK, SLABS_WALK
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.memory import RecordingMemory
@@ -25,17 +26,24 @@ __all__ = ("Saved", "check_output", "save_snapshot")
 _TYPES = (
     "anon_vma",
     "anon_vma_chain",
+    "cpumask",
     "dentry",
     "file",
     "inode",
+    "kfence_metadata",
+    "kmem_cache",
+    "kmem_cache_cpu",
+    "kmem_cache_node",
+    "kmem_cache_per_node_ptrs",
     "ksm_rmap_item",
     "ksm_stable_node",
-    "kmem_cache",
     "list_head",
     "maple_node",
     "maple_tree",
     "mm_struct",
     "mount",
+    "node_barn",
+    "page",
     "path",
     "qstr",
     "rb_node",
@@ -43,6 +51,9 @@ _TYPES = (
     "rmap_item",
     "rw_semaphore",
     "signal_struct",
+    "slab",
+    "slab_sheaf",
+    "slub_percpu_sheaves",
     "stable_node",
     "task_struct",
     "vfsmount",
@@ -115,7 +126,7 @@ def save_snapshot(
     btf = target.load_btf().reduce(_TYPES)
     recording = RecordingMemory(target.memory)
     recorded = dataclasses.replace(target, memory=recording)
-    tables = collect(recorded, progress=progress)
+    tables = collect_audit(recorded, progress=progress, leaks=True)
     names = tables.tasks.address + np.uint64(tables.era.task.offset("comm"))
     for struct, addresses in (
         ("task_struct", tables.tasks.address),
@@ -132,6 +143,11 @@ def save_snapshot(
     walks = ["audit"]
     if target.walks is None or KSM_WALK in target.walks:
         walks.append(KSM_WALK)
+    allocation = tables.allocation
+    if allocation is not None and allocation.not_read is None:
+        walks.append(SLABS_WALK)
+        if allocation.unreached is not None:
+            walks.append(LEAKS_WALK)
     if not anonymize:
         file_paths(recorded, tables.vmas.vm_file)
         walks.append("file names")

@@ -46,12 +46,17 @@ class Record:
         return self.fields[name].offset
 
     def column(self, rows: NDArray[np.uint8], name: str, at: int = 0) -> NDArray[np.uint64]:
-        """Cut one unsigned (or pointer) field out of rows.
+        """Cut one unsigned (or pointer) field, or a bit-field, out of rows.
 
         :param rows: Shape (n, size): bytes of the struct from ``at`` on.
         :return: ``uint64``.
         """
-        return self._cut(rows, name, at, _UNSIGNED).astype(np.uint64)
+        words = self._cut(rows, name, at, _UNSIGNED).astype(np.uint64)
+        field = self.fields[name]
+        if field.bit_offset is None or field.bit_size is None:
+            return words
+        bits: NDArray[np.uint64] = words >> np.uint64(field.bit_offset)
+        return bits & np.uint64((1 << field.bit_size) - 1)
 
     def signed(self, rows: NDArray[np.uint8], name: str, at: int = 0) -> NDArray[np.int64]:
         """Cut one field out of rows as :meth:`as_signed` has it."""

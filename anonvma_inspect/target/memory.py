@@ -11,6 +11,7 @@ right is *wild*; one that may be right, but whose bytes the target does not have
 from __future__ import annotations
 
 import bisect
+import copy
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -248,6 +249,10 @@ class Memory(Protocol):
         """
         ...
 
+    def uncached(self) -> Memory:
+        """The same memory, to read much of it once: it keeps nothing once it is given up."""
+        ...
+
 
 class OverlayMemory:
     """Another memory with some words replaced, to look at a corruption without making one.
@@ -274,6 +279,12 @@ class OverlayMemory:
                 rows[row, low:high] = new[low - at : high - at]
         return rows, present
 
+    def uncached(self) -> Memory:
+        """See :meth:`Memory.uncached`."""
+        above = copy.copy(self)
+        above._memory = self._memory.uncached()
+        return above
+
 
 class RecordingMemory:
     """Another memory, remembering which words were asked for and were there.
@@ -297,6 +308,10 @@ class RecordingMemory:
             if len(self._ranges) > 64:
                 self._ranges = [self.ranges()]
         return rows, present
+
+    def uncached(self) -> Memory:
+        """See :meth:`Memory.uncached`; what is read so is not recorded."""
+        return self._memory.uncached()
 
     def ranges(self) -> U64Column:
         """What was read so far: shape (n, 2), half-open, in whole words, sorted, disjoint."""
@@ -358,6 +373,10 @@ class PagedMemory:
             index, done = index[more], done[more]
         rows[~present] = 0
         return rows, present
+
+    def uncached(self) -> Memory:
+        """See :meth:`Memory.uncached`."""
+        return PagedMemory(self._read, self._page_size)
 
     # The slot in the pool of each page (by page number), -1 where it cannot be read.
     def _slot(self, pages: U64Column) -> NDArray[np.int64]:
@@ -458,6 +477,12 @@ class SegmentMemory:
             rest = np.flatnonzero(~present)
             rows[rest], present[rest] = self._fallback.gather(addresses[rest], size)
         return rows, present
+
+    def uncached(self) -> Memory:
+        """See :meth:`Memory.uncached`."""
+        above = copy.copy(self)
+        above._fallback = None if self._fallback is None else self._fallback.uncached()
+        return above
 
     def read(self, address: int, size: int) -> bytes:
         """Read one piece of memory, which :meth:`gather` is slow at.

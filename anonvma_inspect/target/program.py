@@ -101,7 +101,7 @@ class ProgramMemory:
     """
 
     def __init__(self, prog: drgn.Program, page_size: int) -> None:
-        self._prog = prog
+        self._prog, self._page_size = prog, page_size
         self._paged = PagedMemory(self._read, page_size)
         self._lock = threading.Lock()
 
@@ -118,6 +118,10 @@ class ProgramMemory:
                 rows[row] = np.frombuffer(data, dtype=np.uint8)
                 present[row] = True
         return rows, present
+
+    def uncached(self) -> ProgramMemory:
+        """See :meth:`anonvma_inspect.target.memory.Memory.uncached`."""
+        return ProgramMemory(self._prog, self._page_size)
 
     def _read(self, address: int, size: int) -> bytes:
         return read_program(self._prog, address, size)

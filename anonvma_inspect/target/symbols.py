@@ -16,16 +16,25 @@ __all__ = ("SYMBOLS", "Symbols", "search_data", "symbols_of_dump", "symbols_of_m
 
 #: Every symbol that anything here looks up, so that it is done once.
 SYMBOLS = (
+    "__cpu_possible_mask",
+    "__kfence_pool",
+    "__per_cpu_offset",
     "__start_BTF",
     "__stop_BTF",
+    "anon_vma_cachep",
+    "anon_vma_chain_cachep",
     "init_mm",
     "init_task",
     "iomem_resource",
+    "kfence_metadata",
     "ksm_nr_node_ids",
     "migrate_nodes",
+    "nr_cpu_ids",
+    "nr_node_ids",
     "one_stable_tree",
     "page_offset_base",
     "root_stable_tree",
+    "vm_area_cachep",
     "vmemmap_base",
 )
 
