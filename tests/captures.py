@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anonvma_inspect.collect import collect
+from anonvma_inspect.collect import collect_audit
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target import Target, TargetOptions, open_target
 
@@ -47,7 +47,7 @@ class Capture:
 
     @functools.cached_property
     def tables(self) -> Tables:
-        return collect(self.target)
+        return collect_audit(self.target, leaks=True)
 
     def processes(self) -> list[Any]:
         """The guest's word for every process that has an address space."""

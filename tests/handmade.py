@@ -18,6 +18,7 @@ from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.kernel.ksm import KsmRecords
 from anonvma_inspect.tables import (
     NO_ROW,
+    Allocation,
     AnonVmas,
     Avcs,
     Broken,
@@ -27,11 +28,15 @@ from anonvma_inspect.tables import (
     Links,
     Mms,
     Nodes,
+    ObjectState,
+    Placement,
     RmapItems,
+    Slabs,
     Slots,
     StableNodes,
     Tables,
     Tasks,
+    Unreached,
     Vmas,
 )
 from anonvma_inspect.target.layouts import Field
@@ -42,6 +47,13 @@ __all__ = ("ERA", "RAM", "Model", "forest", "without")
 RAM = 0xFFFF888000000000
 RAM_END = RAM + (1 << 30)
 PAGE = 4096
+# Structs of pages: the slab of each kind of objects, one of another cache, and a page that is none.
+VMEMMAP = 0xFFFFEA0000000000
+SLAB_OF = {"vmas": 0, "avcs": 1, "anon_vmas": 2}
+OTHER_SLAB, NO_SLAB = 3, 4
+CACHES = (RAM + 0x100, RAM + 0x200, RAM + 0x300, RAM + 0x400, 0)
+VARIABLES = (RAM + 0x500, RAM + 0x508, RAM + 0x510)
+CACHE_NAMES = (b"vm_area_struct", b"anon_vma_chain", b"anon_vma", b"dentry")
 
 
 def _record(struct: str, size: int, **offsets: int) -> Record:
@@ -251,6 +263,16 @@ class Model:
         self.holes: set[int] = set()
         self.broken: list[tuple[Mm | None, int, str, int, str]] = []
         self.pids: tuple[int, ...] = ()
+        # What the slab allocator says: ObjectState by address, where it is not ALLOCATED; what the
+        # variables point to, where it is not the right cache; words of freelists that lead astray,
+        # with their slab and what they lead to; and objects that are in use, though nothing leads
+        # to them, or free.
+        self.states: dict[int, ObjectState] = {}
+        self.named: dict[str, int] = {}
+        self.broken_lists: list[tuple[int, int, int]] = []
+        self.lost_avcs: list[Avc] = []
+        self.lost_anon_vmas: list[AnonVma] = []
+        self.free_anon_vmas: list[AnonVma] = []
 
     def _allocate(self, size: int) -> int:
         address = self._next
@@ -719,6 +741,61 @@ class _Reader:
                 problem=np.array([row[4] for row in model.broken], dtype=np.str_),
             ),
             pids=model.pids,
+            allocation=self.allocation(vmas, avcs, anon_vmas),
+        )
+
+    def allocation(self, vmas: list[Vma], avcs: list[Avc], anon_vmas: list[AnonVma]) -> Allocation:
+        model = self.model
+
+        def placement(kind: str, objects: list[Any]) -> Placement:
+            states = [model.states.get(o.address, ObjectState.ALLOCATED) for o in objects]
+            where = {ObjectState.OTHER_CACHE: OTHER_SLAB, ObjectState.NO_SLAB: NO_SLAB}
+            slabs = [where.get(state, SLAB_OF[kind]) for state in states]
+            return Placement(
+                CACHES[SLAB_OF[kind]],
+                VARIABLES[SLAB_OF[kind]],
+                model.named.get(kind, CACHES[SLAB_OF[kind]]),
+                _words([o.address for o in objects]),
+                _numbers(slabs),
+                np.array(states, dtype=np.uint8),
+            )
+
+        lost = sorted(model.lost_avcs, key=lambda avc: avc.address)
+        held = sorted(model.lost_anon_vmas, key=lambda a: a.address)
+        free = sorted(model.free_anon_vmas, key=lambda a: a.address)
+        mm_of = {vma.address: vma.vm_mm for vma in model.vmas}
+        return Allocation(
+            not_read=None,
+            free_not_read=None,
+            slabs=Slabs(
+                address=_words([VMEMMAP + 64 * row for row in range(len(CACHES))]),
+                base=_words([RAM + PAGE * row for row in range(len(CACHES))]),
+                cache=_words(list(CACHES)),
+            ),
+            vmas=placement("vmas", vmas),
+            avcs=placement("avcs", avcs),
+            anon_vmas=placement("anon_vmas", anon_vmas),
+            cache_names=dict(zip(CACHES, CACHE_NAMES, strict=False)),
+            slab_struct="slab",
+            cache_offset=8,
+            broken_word=_words([word for word, _, _ in model.broken_lists]),
+            broken_slab=_numbers([slab for _, slab, _ in model.broken_lists]),
+            broken_value=_words([value for _, _, value in model.broken_lists]),
+            unreached=Unreached(
+                vmas=_words([]),
+                avcs=_words([avc.address for avc in lost]),
+                avc_vma=_words([avc.vma for avc in lost]),
+                avc_anon_vma=_words([avc.anon_vma for avc in lost]),
+                avc_linked=_flags([not self.wild(avc.next) for avc in lost]),
+                avc_mm=_words([mm_of.get(avc.vma, 0) for avc in lost]),
+                anon_vmas=_words([a.address for a in held]),
+                anon_vma_refcount=_numbers([a.refcount for a in held]),
+                anon_vma_rb_root=_words([a.rb_root for a in held]),
+                anon_vma_root=_words([a.root for a in held]),
+                free_anon_vmas=_words([a.address for a in free]),
+                free_refcount=_numbers([a.refcount for a in free]),
+                free_rb_root=_words([a.rb_root for a in free]),
+            ),
         )
 
     def anon_vma_columns(self, anon_vmas: list[AnonVma], av_row: dict[int, int]) -> AnonVmas:

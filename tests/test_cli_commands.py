@@ -44,9 +44,10 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Target, Tables | None], 
     def install(target: Target, tables: Tables | None = None) -> None:
         monkeypatch.setattr(anonvma_inspect.target, "open_target", lambda options: target)
         if tables is not None:
-            monkeypatch.setattr(
-                anonvma_inspect.collect, "collect", lambda target, pids, progress: tables
-            )
+            for name in ("collect", "collect_audit"):
+                monkeypatch.setattr(
+                    anonvma_inspect.collect, name, lambda *arguments, leaks=False: tables
+                )
 
     return install
 

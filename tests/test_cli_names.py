@@ -68,6 +68,7 @@ def served(tables: Tables, release: str, path: bytes) -> Iterator[None]:
     with (
         mock.patch.object(anonvma_inspect.target, "open_target", return_value=target),
         mock.patch.object(anonvma_inspect.collect, "collect", return_value=tables),
+        mock.patch.object(anonvma_inspect.collect, "collect_audit", return_value=tables),
         mock.patch.object(anonvma_inspect.cli.vma, "file_paths", return_value={FILE: path}),
     ):
         yield

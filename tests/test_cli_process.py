@@ -125,7 +125,7 @@ def test_ascii_locale() -> None:
         "PYTHONCOERCECLOCALE": "0",
         "PYTHONIOENCODING": "ascii",
     }
-    ran = run("-q", "-c", CORE, "tree", "1", "4c1000", env=environment)
+    ran = run("-q", "-c", CORE, "tree", "1", "4c2000", env=environment)
     assert ran.returncode == 0
     assert ran.stdout.isascii()
 
@@ -166,7 +166,7 @@ def test_terminal() -> None:
     assert "\r\x1b[Kreading " in text
     assert "\x1b" not in at_terminal("-c", CORE, "stats", "--no-progress", NO_COLOR="1")
     assert "\x1b" not in at_terminal("-c", CORE, "stats", "--progress", TERM="dumb")
-    assert "\x1b[94m" in at_terminal("-c", CORE, "--format", "json", "chain", "1", "4c1000")
+    assert "\x1b[94m" in at_terminal("-c", CORE, "--format", "json", "chain", "1", "4c2000")
 
 
 def imported(*arguments: str) -> set[str]:

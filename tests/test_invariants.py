@@ -12,9 +12,27 @@ import pytest
 
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import Audit, audit
-from anonvma_inspect.tables import ChainEnd
+from anonvma_inspect.tables import ChainEnd, ObjectState
 
-from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, RmapItem, StableNode, Vma, forest, without
+from .handmade import (
+    CACHES,
+    NO_SLAB,
+    OTHER_SLAB,
+    PAGE,
+    RAM,
+    SLAB_OF,
+    VARIABLES,
+    VMEMMAP,
+    AnonVma,
+    Avc,
+    Mm,
+    Model,
+    RmapItem,
+    StableNode,
+    Vma,
+    forest,
+    without,
+)
 
 WILD = 0x4141414141414148
 POISON_NEXT, POISON_PREV = 0xDEAD000000000100, 0xDEAD000000000122
@@ -987,6 +1005,133 @@ def too_many_references(model: Model) -> list[Expected]:
     anon_vma = own(piece(model, 5, mm=2))
     anon_vma.refcount += 1
     return [("AV404", anon_vma, "1", "2")]
+
+
+# ---- AV501 to AV506
+
+
+def slab(row: int) -> int:
+    return VMEMMAP + 64 * row
+
+
+def cache(kind: str, name: str) -> str:
+    return f"the slab cache {CACHES[SLAB_OF[kind]]:#x} ({name})"
+
+
+@case
+def slab_of_another_cache(model: Model) -> list[Expected]:
+    # Two objects that contradict nothing: the struct of their page does.
+    for vma in (piece(model, 3), piece(model, 4)):
+        model.states[own(vma).address] = ObjectState.OTHER_CACHE
+    where = f"the page at {RAM + OTHER_SLAB * PAGE:#x}, of the slab cache {CACHES[3]:#x} (dentry)"
+    there = {own(piece(model, 3)), own(piece(model, 4))}
+    return [
+        (
+            "AV501",
+            slab(OTHER_SLAB),
+            cache("anon_vmas", "anon_vma"),
+            f"{len(there)} of them in {where}",
+        )
+    ]
+
+
+@case
+def avc_in_no_slab(model: Model) -> list[Expected]:
+    model.states[piece(model, 5, mm=2).chain[1].address] = ObjectState.NO_SLAB
+    where = f"1 of them in the page at {RAM + NO_SLAB * PAGE:#x}"
+    return [("AV501", slab(NO_SLAB), cache("avcs", "anon_vma_chain"), where)]
+
+
+@case
+def variable_of_a_cache(model: Model) -> list[Expected]:
+    model.named["avcs"] = CACHES[3]
+    return [("AV501", VARIABLES[1], cache("avcs", "anon_vma_chain"), hex(CACHES[3]))]
+
+
+@case
+def vma_inside_an_object(model: Model) -> list[Expected]:
+    model.states[piece(model, 5).address] = ObjectState.INSIDE
+    where = f"1 of them in the page at {RAM:#x}, of {cache('vmas', 'vm_area_struct')}"
+    return [("AV502", slab(0), cache("vmas", "vm_area_struct"), where)]
+
+
+@case
+def free_vma(model: Model) -> list[Expected]:
+    vma = idle(model)
+    model.states[vma.address] = ObjectState.FREE
+    return [("AV503", vma, "allocated", "on a list of free objects")]
+
+
+@case
+def free_avc(model: Model) -> list[Expected]:
+    avc = piece(model, 5, mm=2).chain[1]
+    model.states[avc.address] = ObjectState.FREE
+    return [("AV503", avc, "allocated", "on a list of free objects")]
+
+
+@case
+def free_root(model: Model) -> list[Expected]:
+    anon_vma = root_of(piece(model, 5))
+    model.states[anon_vma.address] = ObjectState.FREE
+    return [("AV503", anon_vma, "allocated", "on a list of free objects")]
+
+
+@case
+def freelist_astray(model: Model) -> list[Expected]:
+    model.broken_lists.append((RAM + 0x9020, SLAB_OF["avcs"], WILD))
+    return [("AV504", slab(1), "another object of the slab, or NULL", hex(WILD))]
+
+
+@case
+def free_anon_vma_with_references(model: Model) -> list[Expected]:
+    free = AnonVma(RAM + 0x9000, refcount=1)
+    model.free_anon_vmas += [free, AnonVma(RAM + 0x9080)]
+    return [("AV505", free, "0", "1")]
+
+
+@case
+def free_anon_vma_with_nodes(model: Model) -> list[Expected]:
+    free = AnonVma(RAM + 0x9000, rb_root=RAM + 0x9120)
+    model.free_anon_vmas.append(free)
+    return [("AV505", free, "0x0", hex(free.rb_root))]
+
+
+HOLDER = "a holder: KSM, migration, or a fork or a first fault in flight"
+
+
+@case
+def held_anon_vmas(model: Model) -> list[Expected]:
+    # A root that its child holds, and the child, that nobody knows to hold. One without references
+    # is free.
+    root = AnonVma(RAM + 0x9000, root=RAM + 0x9000, refcount=1)
+    child = AnonVma(RAM + 0x9080, root=root.address, refcount=2)
+    model.lost_anon_vmas += [root, child, AnonVma(RAM + 0x9100, root=RAM + 0x9100)]
+    return [
+        ("AV506", root, HOLDER, "refcount 1, 1 of it by others of its family"),
+        ("AV506", child, HOLDER, "refcount 2"),
+    ]
+
+
+@case
+def anon_vma_of_unknown_vmas(model: Model) -> list[Expected]:
+    lost = AnonVma(RAM + 0x9000, root=RAM + 0x9000, refcount=1, rb_root=RAM + 0x9120)
+    model.lost_anon_vmas.append(lost)
+    return [("AV506", lost, "in a VMA's chain", "refcount 1")]
+
+
+def lost_avc(model: Model, vma: Vma) -> Avc:
+    """An AVC that says where it belongs, and is not there."""
+    avc = Avc(RAM + 0x9000, vma.address, own(vma).address, vma, own(vma))
+    avc.next = avc.prev = avc.node
+    model.lost_avcs.append(avc)
+    return avc
+
+
+@case
+def avc_out_of_reach(model: Model) -> list[Expected]:
+    vma = piece(model, 5, mm=2)
+    where = "on the list of its VMA, and in the tree of its anon_vma"
+    return [("AV506", lost_avc(model, vma), where, f"that of VMA {vma.address:#x}")]
 
 
 # ---- AV601

@@ -15,10 +15,11 @@ from anonvma_inspect.invariants.base import Invariant, Severity, State, Verdict
 from anonvma_inspect.invariants.catalogue import CATALOGUE, Audit, audit, run, select
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era, Record
+from anonvma_inspect.tables import ObjectState, Tables
 from anonvma_inspect.target.layouts import Field
 
 from .handmade import ERA, PAGE, RAM, Avc, Model, RmapItem, StableNode, forest, without
-from .test_invariants import CASES, WILD, file, found, own, piece, root_of
+from .test_invariants import CASES, POISON_NEXT, WILD, file, found, lost_avc, own, piece, root_of
 
 UNSTABLE = 1 << 22
 
@@ -459,6 +460,105 @@ def test_a_check_that_fails_does_not_hide() -> None:
     assert isinstance(failed.error, IndexError)
     assert not audited.complete
     assert all(r.state is State.OK for r in audited.results[1:])
+
+
+# ---- slabs
+
+
+@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable"])
+def test_freed_vmas_that_an_mm_still_names(how: str) -> None:
+    # exit_mmap() frees VMAs before the tree that names them; so does a fork that failed.
+    model = forest()
+    mm = model.mms[3]
+    vma = mm.vmas[12]
+    assert not vma.chain
+    model.states[vma.address] = ObjectState.FREE
+    if how == "unlisted":
+        model.tasks = [task for task in model.tasks if task.mm is not mm]
+    elif how == "write-locked":
+        mm.write_locked = True
+    else:
+        mm.flags = UNSTABLE
+    assert not found(model)
+
+
+@pytest.mark.parametrize("how", ["unlisted", "write-locked", "at rest"])
+def test_freed_anon_vma_that_an_avc_still_names(how: str) -> None:
+    # unlink_anon_vmas(), second loop: the reference is dropped, and with it the anon_vma, before
+    # the AVC leaves the list.
+    model = forest()
+    mm = model.mms[3]
+    vma = mm.vmas[5]
+    anon_vma, avc = own(vma), vma.chain[0]
+    assert avc.of_anon_vma is anon_vma
+    vma.anon_vma = 0
+    vma.next = vma.prev = avc.node
+    avc.next = avc.prev = vma.head
+    anon_vma.rb_root = anon_vma.rb_leftmost = anon_vma.refcount = 0
+    model.states[anon_vma.address] = ObjectState.FREE
+    if how == "unlisted":
+        model.tasks = [task for task in model.tasks if task.mm is not mm]
+    elif how == "write-locked":
+        mm.write_locked = True
+    freed = [finding for finding in found(model) if finding.code == "AV503"]
+    assert bool(freed) == (how == "at rest")
+
+
+@pytest.mark.parametrize("how", ["unlinked", "unlisted", "write-locked"])
+def test_avcs_that_an_operation_in_flight_has(how: str) -> None:
+    model = forest()
+    mm = model.mms[2]
+    avc = lost_avc(model, mm.vmas[5])
+    if how == "unlinked":
+        avc.next = POISON_NEXT
+    elif how == "unlisted":
+        model.tasks = [task for task in model.tasks if task.mm is not mm]
+    else:
+        mm.write_locked = True
+    assert not found(model)
+
+
+def allocated(model: Model, **changes: object) -> Tables:
+    tables = model.tables()
+    assert tables.allocation is not None
+    return replace(tables, allocation=replace(tables.allocation, **changes))  # type: ignore[arg-type]
+
+
+def states(tables: Tables) -> dict[str, tuple[State, str | None]]:
+    group = [r for r in audit(tables).results if r.invariant.code.startswith("AV5")]
+    return {r.invariant.code: (r.state, r.reason) for r in group}
+
+
+def test_slabs_that_were_not_read_are_not_clean() -> None:
+    unread = states(replace(forest().tables(), allocation=None))
+    assert set(unread.values()) == {(State.NOT_CHECKED, "slabs were not read")}
+    missing = states(allocated(forest(), not_read="gone"))
+    assert set(missing.values()) == {(State.NOT_CHECKED, "gone")}
+    tables = forest().tables()
+    assert tables.allocation is not None
+    unknown = replace(tables.allocation.avcs, cache=0)
+    nameless = states(allocated(forest(), avcs=unknown))
+    reason = "the slab cache of anon_vma_chain is not known"
+    assert set(nameless.values()) == {(State.NOT_CHECKED, reason)}
+
+
+def test_free_objects_that_were_not_read() -> None:
+    some = states(allocated(forest(), free_not_read="no CPUs"))
+    assert some.pop("AV503") == (State.NOT_CHECKED, "no CPUs")
+    assert set(some.values()) == {(State.OK, None)}
+    # What is known to be free is, whatever else is not known.
+    model = forest()
+    model.states[model.vmas[0].address] = ObjectState.FREE
+    assert states(allocated(model, free_not_read="no CPUs"))["AV503"][0] is State.VIOLATED
+
+
+def test_leaks_are_only_looked_for_if_asked() -> None:
+    left = states(allocated(forest(), unreached=None))
+    assert left.pop("AV505") == (State.NOT_CHECKED, "only looked for with --leaks")
+    assert left.pop("AV506") == (State.NOT_CHECKED, "only looked for with --leaks")
+    assert set(left.values()) == {(State.OK, None)}
+    failed = states(allocated(forest(), unreached=None, unreached_not_read="gone"))
+    assert failed["AV506"] == (State.NOT_CHECKED, "gone")
 
 
 # ---- no input must break it

@@ -13,6 +13,7 @@ from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
+from anonvma_inspect.errors import UsageError
 from anonvma_inspect.invariants.base import Result
 from anonvma_inspect.invariants.catalogue import audit as run_audit
 from anonvma_inspect.invariants.catalogue import select
@@ -44,6 +45,12 @@ _MAX_TEXT_FINDINGS = 100
     "commas).",
 )
 @click.option("--skip", multiple=True, metavar="CODE", help="Not this one (likewise).")
+@click.option(
+    "--leaks",
+    is_flag=True,
+    help="Also look at all slabs for objects that nothing leads to, which takes longer the more "
+    "memory the machine has.",
+)
 @click.option("--strict", is_flag=True, help="Warnings count like errors.")
 @click.option(
     "--max-findings",
@@ -58,6 +65,7 @@ def command(
     pids: tuple[str, ...],
     only: tuple[str, ...],
     skip: tuple[str, ...],
+    leaks: bool,
     strict: bool,
     max_findings: int | None,
 ) -> int:
@@ -69,8 +77,10 @@ def command(
     session = Session(settings)
     invariants = select(only, skip)
     numbers = [parse_pid(pid) for pid in pids]
+    if leaks and numbers:
+        raise UsageError("--leaks is about all processes: it does not go with --pid")
     target = session.open()
-    tables = session.collect(target, numbers)
+    tables = session.collect_audit(target, numbers, leaks=leaks)
     audit = session.timed("checked", lambda: run_audit(tables, invariants))
     _report_failures(session, audit.failures)
     if max_findings is None and settings.format == "table":

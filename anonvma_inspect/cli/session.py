@@ -88,6 +88,15 @@ class Session:
         with self.progress() as progress:
             return self.timed("read", lambda: collect(target, pids, progress))
 
+    def collect_audit(
+        self, target: Target, pids: Sequence[int] = (), *, leaks: bool = False
+    ) -> Tables:
+        """Read the reverse map of the target, and what its slab allocator says of it."""
+        from anonvma_inspect.collect import collect_audit
+
+        with self.progress() as progress:
+            return self.timed("read", lambda: collect_audit(target, pids, progress, leaks=leaks))
+
     def progress(self) -> Progress:
         """Something to tell progress to."""
         from anonvma_inspect.cli.progress import Progress

@@ -22,7 +22,7 @@ import numpy as np
 from drgn import Object, Program
 from drgn.helpers import ValidationError
 
-from anonvma_inspect.collect import collect_from
+from anonvma_inspect.collect import collect_from, collect_slabs
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.invariants import catalogue
 from anonvma_inspect.invariants.base import Finding, Severity
@@ -58,7 +58,8 @@ def validate_vma_anon(vma: Object) -> None:
     - its ``anon_vma_chain`` list and ``anon_vma``;
     - every ``struct anon_vma`` of that family: its root, parent and counters,
       the shape, order and augmentation of its interval tree;
-    - every other VMA that is in one of those trees, likewise.
+    - every other VMA that is in one of those trees, likewise;
+    - that all of these are allocated objects of their slab caches.
 
     >>> validate_vma_anon(vma)
     >>> validate_vma_anon(broken_vma)
@@ -102,6 +103,7 @@ def _validate(prog: Program, struct: str, address: int) -> None:
             tables = collect_from(target, anon_vmas=[address])
     except NotFoundError as error:
         raise ValidationError(str(error)) from None
+    tables = collect_slabs(target, tables)
     audit = catalogue.audit(tables)
     errors = [result for result in audit.results if result.invariant.severity is Severity.ERROR]
     findings = [finding for result in errors for finding in result.findings(_MAX_FINDINGS)]

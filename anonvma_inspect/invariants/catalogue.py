@@ -16,6 +16,7 @@ import numpy as np
 
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.invariants import (
+    allocation,
     chains,
     counts,
     ksm,
@@ -48,7 +49,10 @@ CATALOGUE: tuple[Invariant, ...] = tuple(
     sorted(
         itertools.chain.from_iterable(
             module.INVARIANTS
-            for module in (vmas, chains, sharing, trees, lineage, counts, tags, ksm, roles)
+            for module in (
+                *(vmas, chains, sharing, trees, lineage, counts),
+                *(allocation, tags, ksm, roles),
+            )
         ),
         key=lambda invariant: invariant.code,
     )

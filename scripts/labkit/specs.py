@@ -96,7 +96,7 @@ _ASKED: dict[str, dict[str, object]] = {
     "forktree": {"shrink": True},
     "forkchain": {"shrink": True},
     "many": {"shrink": True, "memory": 6144},
-    "mixed": {"smaps": True, "append": "kfence.sample_interval=10"},
+    "mixed": {"smaps": True, "append": "kfence.sample_interval=1"},
     "pages": {"smaps": True},
     "special": {"smaps": True},
     "vmaops": {"smaps": True},

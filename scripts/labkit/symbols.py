@@ -15,6 +15,10 @@ from .errors import LabError
 __all__ = ("NAMES", "pick", "write_map")
 
 NAMES = (
+    "__cpu_online_mask",
+    "__cpu_possible_mask",
+    "__highest_present_section_nr",
+    "__kfence_pool",
     "__per_cpu_offset",
     "__start_BTF",
     "__stop_BTF",
@@ -31,6 +35,7 @@ NAMES = (
     "init_top_pgt",
     "init_uts_ns",
     "iomem_resource",
+    "kfence_metadata",
     "ksm_mm_head",
     "ksm_nr_node_ids",
     "linux_banner",
@@ -42,6 +47,7 @@ NAMES = (
     "node_data",
     "node_states",
     "nr_cpu_ids",
+    "nr_node_ids",
     "one_stable_tree",
     "page_offset_base",
     "phys_base",
