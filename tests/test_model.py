@@ -28,9 +28,10 @@ from anonvma_inspect.target.snapshot import SnapshotHeader, pack
 from .clirun import Cli
 from .model.eras import ERAS, Rules
 from .model.image import Image
+from .model.made_up import made_up
 from .model.objects import AnonVma, Avc, Vma
 from .model.picture import Picture, draw_machine, draw_tables
-from .model.script import ADVICE, ARENA_PAGES, PROTECTIONS, Operation, Player, made_up, play
+from .model.script import ADVICE, ARENA_PAGES, PROTECTIONS, Operation, Player, play
 
 _EXAMPLES = os.environ.get("ANONVMA_MODEL_EXAMPLES")
 _SETTINGS = settings(

@@ -30,7 +30,8 @@ from .captures import CAPTURES, Capture
 from .clirun import Cli
 from .model.eras import ERAS, Rules
 from .model.image import Image
-from .model.script import made_up, play
+from .model.made_up import made_up
+from .model.script import play
 from .model.slabs import PAGE
 from .test_model import write_snapshot
 
