@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .apt import Apt, Package, extract, newest, unpack
+from .build import CONFIGS, build
 from .cache import locked
 from .errors import LabError
 from .suites import other_suites
 from .symbols import pick
+from .system import for_build, require
 
 __all__ = (
     "KERNELS",
@@ -30,7 +33,7 @@ class Kernel:
     """A line of kernels, of which the newest package is taken."""
 
     name: str
-    #: The whole name of the package that holds the kernel's image.
+    #: The whole name of the package that holds the kernel's image, or its source.
     pattern: str
     architecture: str = "amd64"
     #: Debian suites; none for those that the machine itself is set up with.
@@ -44,6 +47,10 @@ class Kernel:
     makedumpfile: tuple[str, ...] = ()
     #: Modules that the guest needs; what they need themselves is found out.
     modules: tuple[str, ...] = ("qemu_fw_cfg",)
+    #: For a kernel that is built here, its configuration: a file in ``configs``.
+    config: str | None = None
+    #: Words for its command line.
+    append: str = ""
 
     def apt(self, cache: Path) -> Apt:
         """apt, so set up that it knows this kernel."""
@@ -96,6 +103,13 @@ KERNELS = {
             r"linux-binary-7\.3\.\d+\+deb\d+-cloud-amd64",
             suites=("trixie-backports", "sid"),
             makedumpfile=("sid",),
+        ),
+        Kernel(
+            "6.12-faults",
+            r"linux-source-6\.12",
+            modules=(),
+            config="faults",
+            append="qemu_fw_cfg.ioport=12@0x510",
         ),
     )
 }
@@ -155,9 +169,14 @@ def _resolve(wanted: Kernel, pattern: str, cache: Path) -> tuple[Apt, Package]:
 
 
 def fetch(wanted: Kernel, cache: Path) -> KernelImage:
-    """Download and unpack the newest package of a kernel, unless the cache has it."""
+    """Download and unpack the newest package of a kernel, unless the cache has it.
+
+    One that is built here takes some ten minutes and 3 GB, once.
+    """
     apt, package = _resolve(wanted, wanted.pattern, cache)
     root = cache / "kernels" / f"{package.name}_{package.version.replace(':', '_')}"
+    if wanted.config is not None:
+        return _build(wanted, apt, package, root)
     with locked(cache, "kernels"):
         _fetch(apt, package, root)
     release = _one(root, "lib/modules/*", "usr/lib/modules/*").name
@@ -184,6 +203,25 @@ def _fetch(apt: Apt, package: Package, root: Path) -> None:
         partial.rename(root)
 
 
+def _build(wanted: Kernel, apt: Apt, package: Package, source: Path) -> KernelImage:
+    assert wanted.config is not None
+    config = CONFIGS / wanted.config
+    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:8]
+    root = source.with_name(f"{source.name}_{wanted.config}-{digest}")
+    with locked(source.parent.parent, f"build-{wanted.config}"):
+        if not root.is_dir():
+            require(for_build())
+            partial = root.with_name(root.name + ".partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            deb = apt.download(package, partial)
+            build(deb, config, partial)
+            deb.unlink()
+            partial.rename(root)
+    release = _one(root, "lib/modules/*").name
+    return KernelImage(replace(package, architecture=wanted.architecture), release, root)
+
+
 def fetch_system_map(wanted: Kernel, cache: Path) -> list[str]:
     """The symbols that the lab wants, out of the System.map of the same build; some 300 MB."""
     image = fetch(wanted, cache)
@@ -197,6 +235,8 @@ def fetch_system_map(wanted: Kernel, cache: Path) -> list[str]:
 def fetch_debuginfo(wanted: Kernel, cache: Path) -> Path:
     """The vmlinux with DWARF of the same build as `fetch` gives; some 300 MB to download."""
     image = fetch(wanted, cache)
+    if wanted.config is not None:
+        return _one(image.root, "boot/vmlinux-*")
     target = cache / "debuginfo" / f"vmlinux-{image.release}-{image.package.version}"
     with locked(cache, "debuginfo"):
         if not target.is_file():

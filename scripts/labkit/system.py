@@ -9,7 +9,7 @@ from pathlib import Path
 from .errors import LabError
 from .machines import Machine
 
-__all__ = ("BUSYBOX", "Need", "for_capture", "for_packages", "require")
+__all__ = ("BUSYBOX", "Need", "for_build", "for_capture", "for_packages", "require")
 
 BUSYBOX = Path("/bin/busybox")
 
@@ -41,6 +41,17 @@ class _StaticBusybox(Need):
 def for_packages() -> list[Need]:
     """What fetching and unpacking packages takes."""
     return [Need("apt-get", "apt"), Need("dpkg-deb", "dpkg"), Need("tar", "tar")]
+
+
+def for_build() -> list[Need]:
+    """What building a kernel takes."""
+    return [
+        *for_packages(),
+        *(Need(name, name) for name in ("gcc", "make", "flex", "bison", "bc")),
+        Need("xz", "xz-utils"),
+        Need("pahole", "dwarves"),
+        Need("libelf.h", "libelf-dev", file_pattern="usr/include/libelf.h"),
+    ]
 
 
 def for_capture(machine: Machine) -> list[Need]:
