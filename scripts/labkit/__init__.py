@@ -4,7 +4,8 @@
 an initramfs, boots a guest, runs a workload, lets the guest say what is there, and dumps it::
 
     kernels    which kernels there are, fetched through apt and unpacked into a cache; suites is apt
-               for other suites and architectures, symbols what a kernel does not tell of itself
+               for other suites and architectures, symbols what a kernel does not tell of itself;
+               build makes those of our own configuration
     machines   the architectures of guests; busybox and modules what goes into one
     programs   the C programs (workloads, witness), compiled static
     initramfs  a cpio archive written here, byte by byte
@@ -14,8 +15,10 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
     specs      the fixtures, and the parameters of the workloads
     capture    a dump, step by step; storm the same for a guest that never rests
     kdump      the same by crashing the guest, with makedumpfile in a second kernel
+    faults     a dump after each allocation that failed; judge is the package's verdict on one
     fixtures   dumps made into fixtures
     figures    what a workload must come to, worked out by hand
 
-Nothing here knows the package that inspects the dumps: what the lab says must stand on its own.
+But for judge, nothing here knows the package that inspects the dumps: what the lab says must stand
+on its own.
 """

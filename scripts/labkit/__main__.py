@@ -12,11 +12,11 @@ import click
 from . import manifest
 from .capture import Lab
 from .errors import LabError
+from .faults import APPEND, run_faults
 from .fixtures import capture_fixture
 from .kdump import dump_names, kdump
-from .kernels import KERNELS, fetch_debuginfo, kernel
+from .kernels import KERNELS, fetch, fetch_debuginfo, kernel
 from .makedumpfile import COMPRESSIONS, Filter
-from .model import run_scripts
 from .programs import WORKLOADS
 from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
 from .storm import storm as run_storm
@@ -189,44 +189,6 @@ def storm(
 
 
 @cli.command()
-@click.argument("kernel_names", metavar="KERNEL...", nargs=-1, required=True)
-@click.option("--scripts", type=click.IntRange(1), default=200, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the first script.")
-@click.option("--operations", type=click.IntRange(3, 400), default=60, show_default=True)
-@click.option(
-    "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Keep the dumps in this directory.",
-)
-@click.pass_obj
-def model(
-    lab: Lab,
-    kernel_names: tuple[str, ...],
-    scripts: int,
-    seed: int,
-    operations: int,
-    keep: Path | None,
-) -> None:
-    """Do random scripts in a guest and on the model of its kernel, and compare the two.
-
-    Exits 0 only if the audits are clean and nothing differs. A script that differs is done again,
-    alone, with its own --seed and --scripts 1; with fewer --operations it is the same, cut short.
-    """
-    for name in kernel_names:
-        kernel(name)
-    wrong = {}
-    for name in kernel_names:
-        command = shlex.join(["scripts/lab", *sys.argv[1:]])
-        wrong[name] = run_scripts(lab, name, scripts, seed, operations, command, keep)
-        _say(f"{name}: {scripts - wrong[name]} of {scripts} scripts came out as in the model")
-    if any(wrong.values()):
-        raise LabError(
-            "The model is not the kernel: "
-            + ", ".join(f"{name} differs in {count}" for name, count in wrong.items() if count)
-        )
-
-
-@cli.command()
 @click.argument("kernel_name", metavar="KERNEL")
 @click.pass_obj
 def debuginfo(lab: Lab, kernel_name: str) -> None:
@@ -235,6 +197,55 @@ def debuginfo(lab: Lab, kernel_name: str) -> None:
     wanted = kernel(kernel_name)
     _say(f"{kernel_name}: fetching the debug symbols, unless they are there already")
     click.echo(fetch_debuginfo(wanted, lab.cache))
+
+
+@cli.command()
+@click.option("--kernel", "kernel_name", default="6.12-faults", show_default=True)
+@click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="At most.")
+@click.option("--operation", type=click.IntRange(1), help="Only the one of this number.")
+@click.option("--nth", type=click.IntRange(1), help="Only the failure of this allocation of each.")
+@click.option("--memory", type=int, default=96, show_default=True, help="MiB of the guest.")
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="A directory for dumps with which something is wrong.",
+)
+@click.pass_obj
+def faults(
+    lab: Lab,
+    kernel_name: str,
+    steps: int,
+    operation: int | None,
+    nth: int | None,
+    memory: int,
+    keep: Path | None,
+) -> None:
+    """Let each allocation of fork, split, merge and mremap fail, one at a time; audit each state.
+
+    Exits 0 only if every audit is clean, the kernel complains of nothing, and no object is left
+    over.
+    """
+    from .judge import judge
+
+    kernel(kernel_name)
+    words = ["talk=1", f"only={operation or 0}", f"nth={nth or 0}"]
+    one = plan(
+        f"faults-{kernel_name}", kernel_name, "faults", words, memory=memory, cpus=1, append=APPEND
+    )
+    wrong = run_faults(lab, one, steps, judge, keep, click.echo)
+    if wrong:
+        raise LabError(f"{wrong} steps or operations left something wrong")
+
+
+@cli.command("build")
+@click.argument("kernel_name", metavar="KERNEL")
+@click.pass_obj
+def build_command(lab: Lab, kernel_name: str) -> None:
+    """Fetch a kernel, or build it if it is one of our own (some ten minutes); print where it is."""
+    wanted = kernel(kernel_name)
+    require(for_packages())
+    _say(f"{kernel_name}: fetching or building, unless it is there already")
+    click.echo(fetch(wanted, lab.cache).vmlinuz)
 
 
 def main() -> None:

@@ -74,7 +74,8 @@ class Lab:
             }
             busybox = find_busybox(wanted, self.cache)
             archive = initramfs.build(busybox, programs, modules, command, files)
-        append = f"console={machine.console} {_APPEND} {plan.append}".strip()
+        words = (f"console={machine.console}", _APPEND, wanted.append, plan.append)
+        append = " ".join(filter(None, words))
         return Prepared(plan, machine, image, archive, append)
 
     def boot(self, prepared: Prepared, disk: Path | None = None) -> Guest:
@@ -89,16 +90,24 @@ class Lab:
             cpus=prepared.plan.cpus,
             accelerator=self.accelerator,
             disk=disk,
+            talk=bool(prepared.plan.parameters.get("talk")),
         )
 
     def run(
-        self, prepared: Prepared, work: Callable[[Guest], None], disk: Path | None = None
+        self,
+        prepared: Prepared,
+        work: Callable[[Guest], None],
+        disk: Path | None = None,
+        until: str = "LAB-DONE",
     ) -> None:
-        """Boot, wait until the guest is ready, and do the work; KVM that dies gives way to TCG."""
+        """Boot, wait until the guest is ready, and do the work; KVM that dies gives way to TCG.
+
+        :param until: What the console says when the guest is ready, see :meth:`Guest.wait`.
+        """
         begun = time.monotonic()
         try:
             with self.boot(prepared, disk) as guest:
-                guest.wait(self.timeout)
+                guest.wait(self.timeout, until)
                 self.say(f"{prepared.plan.name}: ready after {time.monotonic() - begun:.1f} s")
                 work(guest)
         except GuestError as error:
@@ -107,7 +116,7 @@ class Lab:
             first = str(error).splitlines()[0]
             self.say(f"{prepared.plan.name}: not under {self.accelerator}: {first} Trying TCG.")
             self.accelerator = "tcg"
-            self.run(prepared, work, disk)
+            self.run(prepared, work, disk, until)
 
     def describe(self, prepared: Prepared, command: str, word: bytes) -> dict[str, Any]:
         """The manifest of a guest."""
@@ -140,11 +149,9 @@ class Lab:
             made["figures"] = worked_out
         return {**made, "word": manifest.describe_word(parse_word(word))}
 
-    def dump(
-        self, plan: Plan, core: Path, command: str, files: Mapping[str, bytes] | None = None
-    ) -> dict[str, Any]:
-        """Run a plan, with further files in the guest, and dump it; return its manifest."""
-        prepared = self.prepare(plan, word_options(plan), files)
+    def dump(self, plan: Plan, core: Path, command: str) -> dict[str, Any]:
+        """Run a plan and dump it to `core`; return its manifest."""
+        prepared = self.prepare(plan, word_options(plan))
         words: list[bytes] = []
 
         def work(guest: Guest) -> None:

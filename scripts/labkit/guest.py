@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -29,13 +31,15 @@ def qemu_version(machine: Machine) -> str:
     return match.group(1) if match else "unknown"
 
 
-def _word_port(machine: Machine, word: Path) -> list[str]:
-    if machine.word_device is None:
-        return ["-serial", f"file:{word}"]
-    return [
-        *("-chardev", f"file,id=word,path={word}"),
-        *("-device", f"{machine.word_device},chardev=word"),
-    ]
+# What comes out of the port goes to the file; what the socket is told, if there is one, goes in.
+def _word_port(machine: Machine, word: Path, socket: Path | None) -> list[str]:
+    device = ("-serial", "chardev:word")
+    if machine.word_device is not None:
+        device = ("-device", f"{machine.word_device},chardev=word")
+    if socket is None:
+        return ["-chardev", f"file,id=word,path={word}", *device]
+    where = f"path={socket},server=on,wait=off,logfile={word}"
+    return ["-chardev", f"socket,id=word,{where}", *device]
 
 
 def _disk(path: Path | None) -> list[str]:
@@ -50,7 +54,8 @@ def _disk(path: Path | None) -> list[str]:
 class Guest:
     """A running guest, as a context manager: on leaving it QEMU is dead.
 
-    ``console`` is where the kernel's messages go; the word comes through a file beside it.
+    ``console`` is where the kernel's messages go; the word comes through a file beside it. With
+    ``talk`` the guest can be told to go on.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Guest:
         cpus: int = 2,
         accelerator: str = "tcg",
         disk: Path | None = None,
+        talk: bool = False,
     ) -> None:
         self.console = console
         self.accelerator = accelerator
@@ -74,7 +80,7 @@ class Guest:
         console.parent.mkdir(parents=True, exist_ok=True)
         console.write_bytes(b"")
         self._word.write_bytes(b"")
-        socket = self._scratch / "qmp"
+        control = self._scratch / "qmp"
         self._arguments = [
             *(machine.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *machine.arguments,
@@ -87,12 +93,13 @@ class Guest:
             *("-kernel", str(vmlinuz), "-initrd", str(self._scratch / "initramfs")),
             *("-append", append),
             *("-serial", f"file:{console}"),
-            *_word_port(machine, self._word),
+            *_word_port(machine, self._word, self._scratch / "port" if talk else None),
             *_disk(disk),
-            *("-qmp", f"unix:{socket},server=on,wait=off"),
+            *("-qmp", f"unix:{control},server=on,wait=off"),
         ]
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: Qmp | None = None
+        self._port: socket.socket | None = None
 
     def __enter__(self) -> Guest:
         errors = (self._scratch / "errors").open("wb")
@@ -116,6 +123,8 @@ class Guest:
     ) -> None:
         if self._qmp is not None:
             self._qmp.close()
+        if self._port is not None:
+            self._port.close()
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -145,17 +154,25 @@ class Guest:
         except GuestError as error:
             raise self._failure(str(error)) from None
 
-    def wait(self, timeout: float) -> None:
-        """Wait until the witness has said all it had to say."""
+    def wait(self, timeout: float, until: str = "LAB-DONE", start: int = 0) -> int:
+        """Wait until the witness has said all it had to say, or the console says something else.
+
+        :param until: A regular expression for a word of the line that is waited for.
+        :param start: Where in the console's text to begin.
+        :return: Where in the console's text that line ends.
+        """
         assert self._process is not None, "used outside of its 'with' block"
         deadline = time.monotonic() + timeout
+        wanted = re.compile(rf"\b(LAB-FAILED|{until})\b[^\n]*\n".encode())
         while True:
-            text = self.console.read_bytes()
-            if b"LAB-FAILED" in text:
-                line = text[text.index(b"LAB-FAILED") :].splitlines()[0]
-                raise self._failure(f"The workload failed in the guest: {line.decode('latin-1')}")
-            if b"LAB-DONE" in text:
-                return
+            with self.console.open("rb") as file:
+                file.seek(start)
+                match = wanted.search(file.read())
+            if match and match.group(1) == b"LAB-FAILED":
+                line = match.group().decode("latin-1").strip()
+                raise self._failure(f"The workload failed in the guest: {line}")
+            if match:
+                return start + match.end()
             if self._process.poll() is not None:
                 code = self._process.returncode
                 raise self._failure(
@@ -167,7 +184,24 @@ class Guest:
                 raise self._failure(f"The guest died ({state}).")
             if time.monotonic() > deadline:
                 raise self._failure(f"The guest was not ready within {timeout:.0f} s.")
-            time.sleep(0.2)
+            time.sleep(0.02 if start else 0.2)
+
+    def go_on(self) -> None:
+        """Tell the workload, through the second serial port, to go on."""
+        try:
+            if self._port is None:
+                self._port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+                self._port.connect(str(self._scratch / "port"))
+                self._port.setblocking(False)
+            self._port.sendall(b"\n")
+            # What comes out is in the file as well; here it would fill up and stop the guest.
+            with contextlib.suppress(BlockingIOError):
+                while self._port.recv(65536):
+                    pass
+        except OSError as error:
+            raise self._failure(
+                f"The guest's second serial port does not listen: {error}"
+            ) from None
 
     def word(self) -> bytes:
         """What came through the second serial port so far."""

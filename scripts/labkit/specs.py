@@ -24,6 +24,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
     "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0},
+    "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }
 
 

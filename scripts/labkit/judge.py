@@ -1,0 +1,40 @@
+"""The package's verdict on a dump. Only what judges dumps one after the other imports it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from anonvma_inspect.collect import collect
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.invariants.base import State
+from anonvma_inspect.invariants.catalogue import audit
+from anonvma_inspect.target import TargetOptions, open_target
+
+__all__ = ("judge",)
+
+_MOST = 20
+
+
+def judge(core: Path) -> list[str]:
+    """What an audit of a dump finds, and what keeps it from being complete."""
+    try:
+        tables = collect(open_target(TargetOptions(core=str(core))))
+    except TargetError as error:
+        return [f"cannot be read: {error}"]
+    made = audit(tables)
+    said = [
+        f"{one.code} {one.slug} ({one.severity.value}): {one.message}: {one.object_type} "
+        f"{one.object_address:#x}, expected {one.expected}, actual {one.actual}"
+        for one in made.findings(_MOST)
+    ]
+    if made.findings_total > _MOST:
+        said.append(f"and {made.findings_total - _MOST} more findings")
+    said += [f"{result.invariant.code} failed: {result.error!r}" for result in made.failures]
+    if not tables.complete:
+        said.append(f"incomplete: {len(tables.holes.address)} holes")
+    said += [
+        f"{result.invariant.code} not checked: {result.reason}"
+        for result in made.results
+        if result.state is State.NOT_CHECKED
+    ]
+    return said
