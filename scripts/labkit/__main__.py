@@ -17,6 +17,7 @@ from .fixtures import capture_fixture
 from .kdump import dump_names, kdump
 from .kernels import KERNELS, fetch, fetch_debuginfo, kernel
 from .makedumpfile import COMPRESSIONS, Filter
+from .model import run_scripts
 from .programs import WORKLOADS
 from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
 from .storm import storm as run_storm
@@ -186,6 +187,44 @@ def storm(
     one = plan(f"storm-{kernel_name}", kernel_name, "storm", parameters)
     cores = run_storm(lab, one, dumps, output, shlex.join(["scripts/lab", *sys.argv[1:]]))
     _say(f"Wrote {len(cores)} dumps to {output}")
+
+
+@cli.command()
+@click.argument("kernel_names", metavar="KERNEL...", nargs=-1, required=True)
+@click.option("--scripts", type=click.IntRange(1), default=200, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the first script.")
+@click.option("--operations", type=click.IntRange(3, 400), default=60, show_default=True)
+@click.option(
+    "--keep",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the dumps in this directory.",
+)
+@click.pass_obj
+def model(
+    lab: Lab,
+    kernel_names: tuple[str, ...],
+    scripts: int,
+    seed: int,
+    operations: int,
+    keep: Path | None,
+) -> None:
+    """Do random scripts in a guest and on the model of its kernel, and compare the two.
+
+    Exits 0 only if the audits are clean and nothing differs. A script that differs is done again,
+    alone, with its own --seed and --scripts 1; with fewer --operations it is the same, cut short.
+    """
+    for name in kernel_names:
+        kernel(name)
+    wrong = {}
+    for name in kernel_names:
+        command = shlex.join(["scripts/lab", *sys.argv[1:]])
+        wrong[name] = run_scripts(lab, name, scripts, seed, operations, command, keep)
+        _say(f"{name}: {scripts - wrong[name]} of {scripts} scripts came out as in the model")
+    if any(wrong.values()):
+        raise LabError(
+            "The model is not the kernel: "
+            + ", ".join(f"{name} differs in {count}" for name, count in wrong.items() if count)
+        )
 
 
 @cli.command()

@@ -149,9 +149,11 @@ class Lab:
             made["figures"] = worked_out
         return {**made, "word": manifest.describe_word(parse_word(word))}
 
-    def dump(self, plan: Plan, core: Path, command: str) -> dict[str, Any]:
-        """Run a plan and dump it to `core`; return its manifest."""
-        prepared = self.prepare(plan, word_options(plan))
+    def dump(
+        self, plan: Plan, core: Path, command: str, files: Mapping[str, bytes] | None = None
+    ) -> dict[str, Any]:
+        """Run a plan, with further files in the guest, and dump it; return its manifest."""
+        prepared = self.prepare(plan, word_options(plan), files)
         words: list[bytes] = []
 
         def work(guest: Guest) -> None:

@@ -16,8 +16,8 @@ _FLAGS = ("-std=gnu11", "-O1", "-static", "-pthread", "-Wall", "-Wextra", "-Werr
 
 
 def compile_program(name: str, output: Path, compiler: str) -> Path:
-    """Compile a workload, or the witness, to `output`."""
-    source = HERE / ("guest" if name == "witness" else "workloads") / f"{name}.c"
+    """Compile a workload, or one of the lab's own programs, to `output`."""
+    source = HERE / ("workloads" if name in WORKLOADS else "guest") / f"{name}.c"
     if not source.is_file():
         raise LabError(f"No workload is called {name!r}; there are {', '.join(WORKLOADS)}.")
     output.parent.mkdir(parents=True, exist_ok=True)

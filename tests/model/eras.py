@@ -31,17 +31,17 @@ class Rules:
     unfaulted_takes_in: bool = True
     #: A merge that fails for lack of memory fails ``mprotect()``; before v6.12 it is just not done.
     merge_failure_is_fatal: bool = True
+    #: A VMA that swallows two grows twice, which shows in the shape of trees only. To v6.0.
+    swallows_one_by_one: bool = False
     #: ``mmap()`` looks for its successor first, and prefers it where the two do not fit each other.
     #: v6.1 to v6.11.
     mmap_prefers_next: bool = False
-    #: ``mmap()`` over something puts the new VMA in place before the old ones leave their trees.
-    #: Since v6.12.
-    maps_before_unmapping: bool = True
     #: Of a VMA that ``munmap()`` splits, the part that goes is the old object, and the part that
     #: stays a new one. Since v6.5 or so; before, the other way round.
     unmaps_old_object: bool = True
-    #: MREMAP_DONTUNMAP: not there (before v5.7), "leave" what stays as it is, or "unfault" it. The
-    #: second until v5.12, and only for anonymous memory.
+    #: MREMAP_DONTUNMAP: not there (before v5.7); "leave" what stays as it is, and only of anonymous
+    #: memory (to v5.12); "unlink" it if it is a whole VMA; and then also "unfault" it, so that its
+    #: offset is that of its address again (since 2026, in stable kernels, too).
     dontunmap: str | None = "unfault"
     #: A VMA that MREMAP_DONTUNMAP keeps may be "merged" with its own copy, is "not beside" it
     #: merged with anything, or not with "itself".
@@ -71,7 +71,6 @@ _V6_1 = replace(
     name="6.1",
     merge_failure_is_fatal=False,
     mmap_prefers_next=True,
-    maps_before_unmapping=False,
     unmaps_old_object=False,
     keeping_source="not beside",
 )
@@ -80,6 +79,7 @@ _V5_10 = replace(
     _V6_1,
     name="5.10",
     maple=False,
+    swallows_one_by_one=True,
     mmap_prefers_next=False,
     dontunmap="leave",
     keeping_source="merged",

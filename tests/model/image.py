@@ -45,10 +45,12 @@ class Image:
     """Lays out one machine, again and again as it goes on; objects stay where they are.
 
     :param seed: Decides where that is.
+    :param name: What the processes are called, with their numbers behind it.
     """
 
-    def __init__(self, machine: Machine, seed: int = 0) -> None:
+    def __init__(self, machine: Machine, seed: int = 0, name: str = "model") -> None:
         self.machine = machine
+        self.name = name
         self.layouts = layouts_of(machine.rules)
         self.ram = Ram(seed)
         size = self.layouts.size("task_struct")
@@ -138,7 +140,7 @@ class Image:
         for pid, at in enumerate(tasks[:2], start=0):
             self._write_task(at, 2 * pid, (b"swapper/0", b"kthreadd")[pid], 0, _PF_KTHREAD)
         for process in processes:
-            comm = b"model-%d" % process.index
+            comm = f"{self.name}-{process.index}".encode()
             mm = self.at("mm_struct", process.mm)
             self._write_task(self.at(task, process), pid_of(process.index), comm, mm, 0)
 

@@ -136,6 +136,11 @@ def merge_existing(proposal: Proposal) -> Vma | None:
     _prepare_nodes(mm, target, copied)
     gone = [middle] if whole else []
     if left is not None:
+        if right is not None and mm.machine.rules.swallows_one_by_one:
+            with out_of_trees(left):
+                left.end = middle.end
+            _remove(mm, middle)
+            gone = []
         with out_of_trees(left) if whole else out_of_trees(left, middle):
             left.end = proposal.end if right is None else right.end
             if not whole:

@@ -76,11 +76,12 @@ def _move_vma(vma: Vma, start: int, old_end: int, to: int, to_end: int, keep: bo
         # The pages have moved: if that fails, what is left of the old mapping is empty.
         with contextlib.suppress(OutOfMemory):
             munmap(mm, start, old_end)
-    elif mm.machine.rules.dontunmap == "unfault" and (vma.start, vma.end) == (start, old_end):
+    elif mm.machine.rules.dontunmap != "leave" and (vma.start, vma.end) == (start, old_end):
         unlink_anon_vmas(vma)
-        vma.anon_pgoff = vma.start
-        if vma.file is None:
-            vma.pgoff = vma.start
+        if mm.machine.rules.dontunmap == "unfault":
+            vma.anon_pgoff = vma.start
+            if vma.file is None:
+                vma.pgoff = vma.start
 
 
 def _check_source(mm: Mm, start: int, old_end: int, keep: bool) -> Vma:

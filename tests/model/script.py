@@ -1,7 +1,7 @@
 """Operations as processes ask for them, one after the other: what a script is made of.
 
 A script is text, a line an operation, so that a program in a guest can do the same
-(``scripts/labkit/workloads/model.c``)::
+(``scripts/labkit/guest/model.c``)::
 
     PROCESS OPERATION PAGE PAGES TO ARGUMENT
 """
@@ -9,7 +9,6 @@ A script is text, a line an operation, so that a program in a guest can do the s
 from __future__ import annotations
 
 import errno
-import random
 from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
@@ -20,7 +19,7 @@ from .process import exit_process, fork, new_process, share
 from .rmap import anon_vma_prepare, get_anon_vma, put_anon_vma
 from .vma import Refused, change, mmap, munmap
 
-__all__ = ("ADVICE", "ARENA_PAGES", "PROTECTIONS", "Operation", "Player", "made_up", "play")
+__all__ = ("ADVICE", "ARENA_PAGES", "PROTECTIONS", "Operation", "Player", "play")
 
 #: Pages that the operations of a script have to do with.
 ARENA_PAGES = 24
@@ -148,68 +147,6 @@ _OPERATIONS: dict[str, Callable[[Player, Process, Operation], object]] = {
     "pin": lambda p, who, op: _pin(p, who, p.base + op.page),
     "unpin": lambda p, who, op: _unpin(p, op.argument),
 }
-
-# How often each is done. Writes and forks make the structure, the rest cuts it up.
-_WEIGHTS = {
-    "map": 10,
-    "map-file": 6,
-    "unmap": 4,
-    "write": 26,
-    "protect": 16,
-    "advise": 3,
-    "move": 10,
-    "leave": 5,
-    "resize": 4,
-    "fork": 12,
-    "exit": 4,
-}
-
-
-def made_up(seed: int, operations: int = 60, processes: int = 8) -> list[Operation]:
-    """Make up a script.
-
-    :param operations: How many.
-    :param processes: How many processes there are at most, dead ones counted.
-    """
-    dice = random.Random(seed)
-    script = [
-        Operation(0, "map", 0, ARENA_PAGES // 2),
-        Operation(0, "map-file", ARENA_PAGES * 3 // 4, ARENA_PAGES // 4, 3),
-        Operation(0, "write", 1, 2),
-    ]
-    alive, born = [0], 1
-    while len(script) < operations:
-        name = dice.choices(list(_WEIGHTS), list(_WEIGHTS.values()))[0]
-        who = dice.choice(alive)
-        pages = min(dice.randint(1, 6), dice.randint(1, 12))
-        page = dice.randrange(ARENA_PAGES - pages + 1)
-        to, argument = 0, 0
-        if name == "fork":
-            if born == processes:
-                continue
-            to = born
-            alive.append(born)
-            born += 1
-        elif name == "exit":
-            if len(alive) == 1:
-                continue
-            alive.remove(who)
-        elif name == "map-file":
-            # Mostly so that mappings of neighbouring pages are of neighbouring pages of the file.
-            to = page + 3 if dice.random() < 0.8 else dice.randrange(8)
-        elif name == "protect":
-            argument = dice.choices(PROTECTIONS, (2, 3, 6, 1))[0]
-        elif name == "advise":
-            argument = dice.choice(ADVICE)
-        elif name == "move":
-            argument = pages if dice.random() < 0.8 else dice.randint(1, 6)
-            to = dice.randrange(ARENA_PAGES - argument + 1)
-        elif name == "leave":
-            to = dice.randrange(ARENA_PAGES - pages + 1)
-        elif name == "resize":
-            to = dice.randint(1, min(12, ARENA_PAGES - page))
-        script.append(Operation(who, name, page, pages, to, int(argument)))
-    return script
 
 
 def play(rules: Rules, script: list[Operation]) -> tuple[Player, list[int]]:

@@ -87,10 +87,8 @@ def mmap(mm: Mm, start: int, end: int, flags: Flag, file: int | None, pgoff: int
     :param pgoff: Which page of the file; of anonymous memory it is that of the address.
     :raises OutOfMemory: what was there is gone nevertheless, but if that was what failed.
     """
-    rules = mm.machine.rules
-    gone = _detach(mm, start, end)
-    if not rules.maps_before_unmapping:
-        release(gone)
+    # Since v6.12 what was there is still in the mm's tree, but in no anon_vma's any more.
+    munmap(mm, start, end)
     proposal = Proposal(
         mm=mm,
         start=start,
@@ -102,13 +100,8 @@ def mmap(mm: Mm, start: int, end: int, flags: Flag, file: int | None, pgoff: int
         prev=mm.before(start),
         next=mm.find(start),
     )
-    try:
-        if not _merge_if_possible(proposal, prefer_next=rules.mmap_prefers_next):
-            new = Vma(mm, start, end, flags, file, proposal.pgoff, proposal.anon_pgoff)
-            _insert(new)
-    finally:
-        if rules.maps_before_unmapping:
-            release(gone)
+    if not _merge_if_possible(proposal, prefer_next=mm.machine.rules.mmap_prefers_next):
+        _insert(Vma(mm, start, end, flags, file, proposal.pgoff, proposal.anon_pgoff))
 
 
 def _merge_if_possible(proposal: Proposal, *, prefer_next: bool) -> bool:
