@@ -19,6 +19,6 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
     fixtures   dumps made into fixtures
     figures    what a workload must come to, worked out by hand
 
-But for model and judge, nothing here knows the package that inspects the dumps: what the lab says must
-stand on its own.
+But for model and judge, nothing here knows the package that inspects the dumps: what the lab says
+must stand on its own.
 """

@@ -35,6 +35,7 @@ RULES: dict[str, Rules] = {
     "6.12": ERAS["6.12"],
     "6.12-rt": ERAS["6.12"],
     "6.12-arm64": ERAS["6.12"],
+    "6.12-faults": ERAS["6.12"],
     "7.2": ERAS["7.0"],
     "7.3": ERAS["7.3"],
 }
