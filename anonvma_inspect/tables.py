@@ -278,6 +278,8 @@ class AnonVmas:
     rb_leftmost: U64Column
     #: Of its own ``rwsem``; only the root's is ever used.
     write_locked: BoolColumn
+    #: A :class:`anonvma_inspect.kernel.locks.LockState`, likewise.
+    lock_state: U8Column
     #: Rows of ``root`` and ``parent`` in :class:`AnonVmas`. ``parent`` may dangle once the tree is
     #: empty, so it is followed only where the tree is not: NO_ROW there.
     root_row: RowColumn

@@ -106,6 +106,8 @@ ERA = Era(
         "anon_vma",
         96,
         root=0,
+        rwsem_count=8,
+        rwsem_owner=16,
         refcount=48,
         num_children=56,
         num_active_vmas=64,
@@ -221,6 +223,8 @@ class AnonVma:
     rb_root: int = 0
     rb_leftmost: int = 0
     write_locked: bool = False
+    #: As a LockState, if it is not held for write.
+    lock_state: int = 0
     #: In order of insertion.
     tree: list[Avc] = field(default_factory=list)
     of_parent: AnonVma | None = None
@@ -828,6 +832,9 @@ class _Reader:
             rb_root=_words([a.rb_root for a in anon_vmas]),
             rb_leftmost=_words([a.rb_leftmost for a in anon_vmas]),
             write_locked=_flags([a.write_locked for a in anon_vmas]),
+            lock_state=np.array(
+                [a.lock_state or int(a.write_locked) for a in anon_vmas], dtype=np.uint8
+            ),
             root_row=_numbers([av_row.get(a.root, NO_ROW) for a in anon_vmas]),
             parent_row=_numbers(
                 [av_row.get(a.parent, NO_ROW) if a.rb_root else NO_ROW for a in anon_vmas]

@@ -182,6 +182,7 @@ def make_tables(
             rb_root=words(AVC_A + RB, AVC_L + RB),
             rb_leftmost=words(AVC_A + RB, AVC_L + RB),
             write_locked=flags(False, False),
+            lock_state=np.zeros(2, dtype=np.uint8),
             root_row=numbers(0, 0),
             parent_row=numbers(0, 0),
             tree_whole=flags(True, True),

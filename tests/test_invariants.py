@@ -12,6 +12,7 @@ import pytest
 
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import Audit, audit
+from anonvma_inspect.kernel.locks import LockState
 from anonvma_inspect.tables import ChainEnd, ObjectState
 
 from .handmade import (
@@ -1403,6 +1404,24 @@ def write_lock_of_an_anon_vma_that_is_no_root(model: Model) -> list[Expected]:
     leaf = own(piece(model, 2, 2))
     leaf.write_locked = True
     return [("AV303", leaf, "not locked for write", "locked for write")]
+
+
+@case
+def lock_of_a_leaf_is_waited_for(model: Model) -> list[Expected]:
+    leaf = own(piece(model, 5, mm=2))
+    leaf.lock_state = LockState.QUEUED
+    return [("AV303", leaf, "not waited for", "waited for by a writer")]
+
+
+# ---- AV304
+
+
+@case
+def lock_of_a_root_has_an_unused_bit(model: Model) -> list[Expected]:
+    root = root_of(piece(model, 5))
+    root.lock_state = LockState.IMPOSSIBLE
+    expected = "free, or held or waited for by tasks"
+    return [("AV304", root, expected, "unused bits set, or more readers than there can be tasks")]
 
 
 # ---- AV602

@@ -15,7 +15,7 @@ from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.collect.tasks import Threads
 from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.kernel.locks import is_write_locked
+from anonvma_inspect.kernel.locks import is_write_locked, lock_states
 from anonvma_inspect.kernel.tags import decode_anon_vma
 from anonvma_inspect.tables import (
     NO_ROW,
@@ -370,6 +370,9 @@ def _anon_vma_table(
         rb_root=rb_root,
         rb_leftmost=word("rb_leftmost"),
         write_locked=is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers")),
+        lock_state=lock_states(
+            words.get("rwsem_count"), words.get("rwsem_readers"), "rwsem_owner" in record
+        ),
         root_row=root_row,
         parent_row=parent_row,
         tree_whole=tree_whole,

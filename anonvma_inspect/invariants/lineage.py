@@ -15,6 +15,7 @@ from anonvma_inspect.invariants.base import (
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.locks import LockState
 from anonvma_inspect.tables import NO_ROW, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -236,24 +237,55 @@ def _cycles(facts: Facts, judged: BoolColumn) -> RowColumn:
     return member[first]
 
 
+def _lock_word(era: Era) -> str:
+    return "rwsem_count" if "rwsem_count" in era.anon_vma else "rwsem_readers"
+
+
 def _check_idle_lock(facts: Facts) -> Verdict:
-    # Nobody locks an anon_vma that is not a root for write.
+    # Nobody locks an anon_vma that is not a root for write, and so nobody waits for it either.
     anon_vmas = facts.tables.anon_vmas
     judged = facts.believed & (facts.root_row != np.arange(len(anon_vmas.address)))
     judged &= facts.root_row != NO_ROW
-    rows = np.flatnonzero(judged & anon_vmas.write_locked)
+    groups = []
+    for held, expected, actual in (
+        (anon_vmas.write_locked, "not locked for write", "locked for write"),
+        (anon_vmas.lock_state == LockState.QUEUED, "not waited for", "waited for by a writer"),
+    ):
+        rows = np.flatnonzero(judged & held)
+        groups.append(
+            facts.of_anon_vmas(
+                f"an anon_vma that is not a root is {actual}",
+                rows,
+                _lock_word(facts.era),
+                always(expected),
+                always(actual),
+            )
+        )
+    return Verdict(int(np.count_nonzero(judged)), groups)
+
+
+def _check_lock_word(facts: Facts) -> Verdict:
+    # The rwsem of every anon_vma says what a rwsem can say.
+    rows = np.flatnonzero(
+        facts.believed & (facts.tables.anon_vmas.lock_state == LockState.IMPOSSIBLE)
+    )
     return Verdict(
-        int(np.count_nonzero(judged)),
+        int(np.count_nonzero(facts.believed)),
         [
             facts.of_anon_vmas(
-                "an anon_vma that is not a root is locked for write",
+                "the rwsem of an anon_vma is in a state that no rwsem has",
                 rows,
-                "rwsem_count" if "rwsem_count" in facts.era.anon_vma else "rwsem_readers",
-                always("not locked for write"),
-                always("locked for write"),
+                _lock_word(facts.era),
+                always("free, or held or waited for by tasks"),
+                always("unused bits set, or more readers than there can be tasks"),
             )
         ],
     )
+
+
+def _has_lock_word(era: Era) -> str | None:
+    known = "rwsem_owner" in era.anon_vma or "rwsem_readers" in era.anon_vma
+    return None if known else "this kernel's rwsem counts in another way"
 
 
 def _has_parent(era: Era) -> str | None:
@@ -314,7 +346,7 @@ INVARIANTS = (
         code="AV303",
         slug="idle-lock",
         severity=Severity.WARNING,
-        statement="Only a root anon_vma's rwsem is ever held for write.",
+        statement="Only a root anon_vma's rwsem is ever held for write, or waited for.",
         why=(
             "Whoever changes a tree of the family locks the root. An anon_vma that is none can be "
             "locked for read for a moment, by a walker that came late to one that was freed and "
@@ -326,5 +358,29 @@ INVARIANTS = (
         eras="v2.6.36 and later.",
         objects="anon_vmas that are no roots",
         check=_check_idle_lock,
+    ),
+    Invariant(
+        code="AV304",
+        slug="lock-word",
+        severity=Severity.WARNING,
+        statement="The rwsem of every anon_vma is in a state that a rwsem can be in.",
+        why=(
+            "In its word some bits have no meaning and are never set, and the readers that are "
+            "counted in it are tasks, of which there cannot be more than PID_MAX_LIMIT. A warning, "
+            "because vendors change locks, and their layouts look the same."
+        ),
+        consequence=(
+            "Nobody gets the lock any more, or everybody does: whoever changes a tree of the "
+            "family waits for ever, or meets others there."
+        ),
+        lock="None: atomic.",
+        source=(
+            "rwsem_read_trylock(), rwsem_mark_wake() in kernel/locking/rwsem.c (v5.10, v6.12); "
+            "rwbase_write_lock() in kernel/locking/rwbase_rt.c (v6.12)."
+        ),
+        eras="v5.3 and later, also with PREEMPT_RT, which has a lock of another form.",
+        objects="anon_vmas",
+        check=_check_lock_word,
+        applies=_has_lock_word,
     ),
 )

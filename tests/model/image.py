@@ -309,7 +309,9 @@ class Image:
             (anon_vma.degree, "degree"),
             (self._rb(anon_vma.tree.root), "rb_root.rb_root.rb_node", "rb_root.rb_node"),
             (self._rb(first), "rb_root.rb_leftmost"),
-            (0, "rwsem.count.counter", "rwsem.rwbase.readers.counter"),
+            (0, "rwsem.count.counter"),
+            # Free on PREEMPT_RT: READER_BIAS, include/linux/rwbase_rt.h.
+            (1 << 31, "rwsem.rwbase.readers.counter"),
             (0, "rwsem.owner.counter"),
         ):
             self._put(struct, at, value, *names)
