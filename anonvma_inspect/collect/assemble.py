@@ -318,12 +318,13 @@ def _vma_table(
     )
 
 
-# The count of a VMA in no tree is 0: vma_mark_detached() in include/linux/mmap_lock.h (v6.15).
+# The count of a VMA in no tree is 0: vma_mark_detached() in include/linux/mmap_lock.h (v6.15). As a
+# refcount_t it is below 0 only where it has been dropped too often, and then it stays there.
 def _attached(words: Columns, count: int) -> BoolColumn:
     if "detached" in words:
         attached: BoolColumn = words["detached"] == 0
     elif "vm_refcnt" in words:
-        attached = words["vm_refcnt"] != 0
+        attached = words["vm_refcnt"].astype(np.uint32).view(np.int32) > 0
     else:
         attached = np.ones(count, dtype=bool)
     return attached

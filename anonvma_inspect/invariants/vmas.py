@@ -244,7 +244,7 @@ def _check_attached(facts: Facts) -> Verdict:
                 rows,
                 name,
                 always("false" if by_flag else "at least 1"),
-                always("true" if by_flag else "0"),
+                always("true" if by_flag else "0 or less"),
             )
         ],
     )
