@@ -164,7 +164,7 @@ class Mms:
 
 @dataclass(frozen=True)
 class Slots:
-    """Entries of the mms' trees of VMAs, sorted by mm and first address.
+    """Entries of the mms' trees of VMAs, by mm and in the order of its tree: that of addresses.
 
     One VMA can stand in two trees: ``dup_mmap()`` copies the parent's tree before it replaces the
     entries (since v6.8).

@@ -102,7 +102,7 @@ def assemble(
     nodes = _node_table(met, ranks(avc_order), ranks(anon_vma_order))
     links = _link_table(met, vma_order)
     avcs = _avc_table(reader, met, era)
-    slots = _slot_table(met, mm_rank)
+    slots = _slot_table(met, era, mm_rank)
     vmas = _vma_table(reader, met, era, vma_order, mm_rank, slots)
     rmap_items = replace(
         ksm.items,
@@ -195,11 +195,15 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
     return rank, mms, tasks
 
 
-def _slot_table(met: Met, mm_rank: RowColumn) -> Slots:
+def _slot_table(met: Met, era: Era, mm_rank: RowColumn) -> Slots:
     parts = met.mms.slots
     mm = mm_rank[np.concatenate([part.mm for part in parts])]
     first = np.concatenate([part.first for part in parts])
-    order = np.lexsort((first, mm))
+    # What a maple tree stores a VMA under is in order. A red-black tree has only what VMAs say: one
+    # of them that is out of order shows if the others are left where they are.
+    order = np.argsort(mm, kind="stable")
+    if era.maple_node is not None:
+        order = np.lexsort((first, mm))
     pointer = np.concatenate([part.pointer for part in parts])[order]
     return Slots(
         mm=mm[order],

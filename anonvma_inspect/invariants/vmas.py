@@ -134,6 +134,8 @@ def _check_vma_range(facts: Facts) -> Verdict:
     over = np.zeros(len(judged), dtype=bool)
     over[1:] = (slots.mm[judged[1:]] == slots.mm[judged[:-1]]) & (start[1:] < end[:-1])
     over = np.flatnonzero(over & (start < end))
+    # A red-black tree is out of order while it is changed; a maple tree never is.
+    settled = facts.mm_at_rest if facts.era.maple_node is None else facts.mm_lasting
     groups = [
         facts.of_vmas(
             "a VMA starts elsewhere than its entry in the mm's tree",
@@ -187,7 +189,7 @@ def _check_vma_range(facts: Facts) -> Verdict:
         _map_count(facts, known & ~own),
         *_broken(
             facts,
-            take(facts.mm_lasting, tables.broken.mm, False),
+            take(settled, tables.broken.mm, False),
             "a walk of an mm's tree came upon",
         ),
     ]
