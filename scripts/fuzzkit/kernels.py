@@ -1,0 +1,69 @@
+"""The captured kernels, and all cells of the matrix of each."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from tests.captures import CAPTURES, Capture
+
+from .subjects import Population, Subject, roles_of, subjects_of
+from .verbs import VERBS, Change, change
+
+__all__ = ("Kernel", "kernels")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """All captures of one kernel, the smallest first."""
+
+    name: str
+    captures: tuple[Capture, ...]
+
+    @cached_property
+    def populations(self) -> list[Population]:
+        return [Population(capture.target, capture.tables) for capture in self.captures]
+
+    @cached_property
+    def subjects(self) -> list[Subject]:
+        return list(subjects_of(self.populations[0].tables.era))
+
+    def rows(self) -> Iterator[tuple[Subject, str]]:
+        """Fields, each with every role that an object of this kernel has."""
+        for subject in self.subjects:
+            for role in roles_of(subject):
+                if any(len(one.members(subject, role)) for one in self.populations):
+                    yield subject, role
+
+    def missing(self) -> list[str]:
+        """Roles that no object of any capture has."""
+        rows = set(self.rows())
+        roles = {role for subject in self.subjects for role in roles_of(subject)}
+        have = {role for _, role in rows}
+        return sorted(roles - have)
+
+    def changes(self, subject: Subject, role: str, seed: int) -> Iterator[Change]:
+        """What each verb makes of one object, a seeded one of the smallest capture that has any."""
+        rng = random.Random(f"{seed} {subject} {role}")
+        for population in self.populations:
+            address = population.pick(subject, role, rng)
+            if address is not None:
+                for verb in VERBS:
+                    chance = f"{seed} {subject} {role} {verb}"
+                    yield change(population, subject, role, verb, address, chance)
+                return
+
+
+def kernels() -> dict[str, Kernel]:
+    """All captured kernels by name: ``6.12``, ``6.12-rt``, ``6.12-arm64``, ..."""
+    found: dict[str, list[Capture]] = {}
+    for capture in sorted(CAPTURES, key=lambda capture: capture.core.stat().st_size):
+        release = capture.manifest["kernel"]["release"]
+        match = re.match(r"[0-9]+\.[0-9]+", release)
+        assert match is not None, release
+        flavours = (word for word in ("rt", "arm64") if f"-{word}" in release)
+        found.setdefault("-".join([match[0], *flavours]), []).append(capture)
+    return {name: Kernel(name, tuple(captures)) for name, captures in sorted(found.items())}
