@@ -1,0 +1,48 @@
+"""The tests of the invariants are worth something: without any one invariant, one of them fails."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from anonvma_inspect.invariants.base import Invariant, Verdict, Violations
+from anonvma_inspect.invariants.catalogue import CATALOGUE, audit
+from anonvma_inspect.invariants.facts import Facts
+
+from .handmade import Model, forest
+from .test_invariants import CASES, address, key
+
+
+def silenced(invariant: Invariant, message: str | None = None) -> Invariant:
+    """The invariant without what it finds, or without what it finds under one message."""
+
+    def kept(group: Violations) -> bool:
+        return message is not None and group.message != message
+
+    def check(facts: Facts) -> Verdict:
+        verdict = invariant.check(facts)
+        return dataclasses.replace(verdict, violations=[g for g in verdict.violations if kept(g)])
+
+    return dataclasses.replace(invariant, check=check)
+
+
+def fails(name: str, catalogue: tuple[Invariant, ...]) -> bool:
+    """Whether a case of test_invariants fails with such a catalogue."""
+    model: Model = forest()
+    expected = sorted((code, address(o), e, a) for code, o, e, a in CASES[name](model))
+    return sorted(map(key, audit(model.tables(), catalogue).findings())) != expected
+
+
+def cases_of(code: str) -> list[str]:
+    return [name for name in CASES if code in {found[0] for found in CASES[name](forest())}]
+
+
+@pytest.mark.parametrize("disabled", CATALOGUE, ids=lambda invariant: invariant.code)
+def test_without_one_invariant_a_case_fails(disabled: Invariant) -> None:
+    mutant = tuple(silenced(one) if one is disabled else one for one in CATALOGUE)
+    cases = cases_of(disabled.code)
+    assert cases
+    for name in cases[:3]:
+        assert not fails(name, CATALOGUE)
+        assert fails(name, mutant)
