@@ -11,7 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
 from fuzzkit.cells import Outcome, judge
-from fuzzkit.harmless import harmless
+from fuzzkit.harmless import harmless, needs_pages
 from fuzzkit.kernels import Kernel, kernels
 from fuzzkit.subjects import BARE, ROLES, Subject
 from fuzzkit.verbs import VERBS, Change
@@ -89,3 +89,17 @@ def test_harmless(
     assert (harmless(cell.change) is not None) == is_harmless
     expected = {Outcome.HARMLESS} if is_harmless else {Outcome.ERROR, Outcome.WARNING}
     assert cell.outcome in expected, str(cell)
+
+
+@pytest.mark.parametrize(("kernel", "key"), [("6.1", "vm_pgoff"), ("7.3", "anon_pgoff_lo")])
+def test_offsets_that_only_pages_tell(kernel: str, key: str) -> None:
+    """An order that is worked out here agrees with the audit about which changes leave it whole."""
+    outcomes = set()
+    for seed in range(5):
+        for change in ALL[kernel].changes(Subject("vma", key), "root", seed):
+            if change.verb in ("low", "plus", "minus", "middle"):
+                cell = judge(change)
+                unseen = cell.outcome is Outcome.NEEDS_PAGES
+                assert unseen == (needs_pages(change) is not None), str(cell)
+                outcomes.add(cell.outcome)
+    assert outcomes == {Outcome.ERROR, Outcome.NEEDS_PAGES}

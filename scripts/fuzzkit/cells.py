@@ -12,7 +12,7 @@ from anonvma_inspect.collect import collect
 from anonvma_inspect.invariants.base import Finding, Severity
 from anonvma_inspect.invariants.catalogue import audit
 
-from .harmless import NEEDS_PAGES, harmless, needs_pages
+from .harmless import harmless, needs_pages
 from .verbs import Change
 from .words import changed, read
 
@@ -127,8 +127,9 @@ def judge(change: Change) -> Cell:
         )
     if reason is not None:
         return Cell(change, Outcome.HARMLESS, reason=reason)
-    if needs_pages(change):
-        return Cell(change, Outcome.NEEDS_PAGES, reason=NEEDS_PAGES)
+    unseen = needs_pages(change)
+    if unseen is not None:
+        return Cell(change, Outcome.NEEDS_PAGES, reason=unseen)
     incomplete = "" if tables.complete else f" (incomplete: {len(tables.holes.address)} holes)"
     return Cell(change, Outcome.MISSED, reason=f"nothing found{incomplete}")
 

@@ -14,7 +14,7 @@ from anonvma_inspect.tables import NO_ROW, Tables, find_rows
 
 from .verbs import Change
 
-__all__ = ("HARMLESS", "NEEDS_PAGES", "harmless", "needs_pages")
+__all__ = ("HARMLESS", "harmless", "needs_pages")
 
 # include/linux/mm.h: what is_cow_mapping() asks.
 _COW = 0x8 | 0x20
@@ -89,10 +89,13 @@ HARMLESS: dict[str, Callable[[Change], bool]] = {
     "hold another's for read": _lock,
 }
 
-#: Why :func:`needs_pages` says so.
-NEEDS_PAGES = (
+_OFFSET = (
     "all trees that the VMA is in are in order with it, and each rb_subtree_last is the same: "
     "only the pages that the VMA maps know at which offset"
+)
+_RANGE = (
+    "a red-black tree of VMAs has no ranges of its own, no other VMA is in the way, and the keys "
+    "fit: only the page tables know what it covers, and mm->total_vm how much"
 )
 
 
@@ -101,15 +104,19 @@ def harmless(change: Change) -> str | None:
     return next((reason for reason, holds in HARMLESS.items() if holds(change)), None)
 
 
-def needs_pages(change: Change) -> bool:
-    """Whether a change of a VMA's keys leaves all trees in order."""
+def needs_pages(change: Change) -> str | None:
+    """Why only page tables could tell of a change of a VMA's keys: it leaves all trees in order.
+
+    :return: ``None`` if it does not.
+    """
     tables = change.population.tables
-    if not _is_key(change):
-        return False
+    is_range = change.subject.name in ("vm_start", "vm_end")
+    if not _is_key(change) or (is_range and tables.era.maple_node is not None):
+        return None
     row = _vma_row(change)
     first, last = _new_keys(change, tables, row)
     if last < first:
-        return False
+        return None
     nodes, avcs, vmas = tables.nodes, tables.avcs, tables.vmas
     home = avcs.vma_row[nodes.avc]
     for node in np.flatnonzero(home == row).tolist():
@@ -117,12 +124,12 @@ def needs_pages(change: Change) -> bool:
             if 0 <= other < len(home) and nodes.anon_vma[other] == nodes.anon_vma[node]:
                 key = int(vmas.key_first[home[other]])
                 if (key > first) if other < node else (key < first):
-                    return False
+                    return None
         below = [int(side[node]) for side in (nodes.left, nodes.right) if side[node] != NO_ROW]
         stored = [int(avcs.rb_subtree_last[nodes.avc[child]]) for child in below]
         if max([last, *stored]) != int(avcs.rb_subtree_last[nodes.avc[node]]):
-            return False
-    return True
+            return None
+    return _RANGE if is_range else _OFFSET
 
 
 def _new_keys(change: Change, tables: Tables, row: int) -> tuple[int, int]:
