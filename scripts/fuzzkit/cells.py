@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anonvma_inspect.collect import collect
+from anonvma_inspect.collect import collect_audit
 from anonvma_inspect.invariants.base import Finding, Severity
 from anonvma_inspect.invariants.catalogue import audit
 
@@ -97,7 +97,7 @@ def judge(change: Change) -> Cell:
     begun = time.process_time()
     try:
         target = changed(change.target, change.place, change.size, change.new)
-        tables = collect(target)
+        tables = collect_audit(target, leaks=True)
         result = audit(tables)
         findings = list(result.findings(50))
     except Exception as error:

@@ -62,6 +62,11 @@ def freed_object(population: Population, kind: str, like: int, rng: random.Rando
         put("anon_vma_chain_prev", head)
         put("detached", 1)
         put("vm_refcnt", 0)
+    # Words that the target has there are the allocator's: the links of its lists of free objects.
+    places = np.arange(0, record.size // WORD * WORD, WORD)
+    words, present = population.target.memory.gather(np.uint64(address) + places.astype("u8"), WORD)
+    for place, word in zip(places[present].tolist(), words[present], strict=True):
+        content[place : place + WORD] = word.tobytes()
     return Freed(address, bytes(content))
 
 
