@@ -119,7 +119,7 @@ def mremap_move(mm: Mm, start: int, old: int, to: int, new: int, *, keep: bool =
     :param old: Pages that are there.
     :param new: Pages that there shall be.
     :param keep: ``MREMAP_DONTUNMAP``.
-    :raises Refused: likewise.
+    :raises Refused: if it cannot; before v6.17 the destination may be unmapped nevertheless.
     :raises OutOfMemory: the destination is unmapped.
     """
     rules = mm.machine.rules

@@ -85,7 +85,7 @@ def mmap(mm: Mm, start: int, end: int, flags: Flag, file: int | None, pgoff: int
     """``mmap_region()``, of a private mapping at a fixed place.
 
     :param pgoff: Which page of the file; of anonymous memory it is that of the address.
-    :raises OutOfMemory: what was there is gone nevertheless, but if that was what failed.
+    :raises OutOfMemory: what was there is gone all the same, unless to unmap it was what failed.
     """
     # Since v6.12 what was there is still in the mm's tree, but in no anon_vma's any more.
     munmap(mm, start, end)
