@@ -18,7 +18,7 @@ from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.tables import ObjectState, Tables
 from anonvma_inspect.target.layouts import Field
 
-from .handmade import ERA, PAGE, RAM, Avc, Model, RmapItem, StableNode, forest, without
+from .handmade import ERA, PAGE, RAM, AnonVma, Avc, Model, RmapItem, StableNode, forest, without
 from .test_invariants import CASES, POISON_NEXT, WILD, file, found, lost_avc, own, piece, root_of
 
 UNSTABLE = 1 << 22
@@ -516,6 +516,17 @@ def test_avcs_that_an_operation_in_flight_has(how: str) -> None:
     else:
         mm.write_locked = True
     assert not found(model)
+
+
+@pytest.mark.parametrize(("made", "forks", "left"), [(1, 1, 0), (2, 1, 2), (1, 0, 1), (2, 3, 0)])
+def test_anon_vmas_that_fork_has_made(made: int, forks: int, left: int) -> None:
+    model = forest()
+    for _ in range(forks):
+        model.mm().write_locked = True
+    for number in range(made):
+        address = RAM + 0x9000 + 128 * number
+        model.lost_anon_vmas.append(AnonVma(address, root=address, refcount=1))
+    assert [finding.code for finding in found(model)] == ["AV506"] * left
 
 
 def allocated(model: Model, **changes: object) -> Tables:

@@ -407,6 +407,8 @@ def _check_unreached(facts: Facts) -> Verdict:
     # * An allocated object that says that it is a VMA's AVC is on that VMA's list or in a tree; but
     #   in an mm that is locked for write, or that no task has, it may be linked or unlinked just
     #   now.
+    # * Fork makes an anon_vma before it has the locks that it takes to link it: so many may be as
+    #   new as there are forks in flight (mms that no task has yet, locked for write).
     # One whose refcount is 0 is free, on its way to a list. An AVC that was never linked, or not
     # since it was last free, cannot be told from whatever else its cache may hold.
     found = _unreached(facts)
@@ -416,7 +418,12 @@ def _check_unreached(facts: Facts) -> Verdict:
     if not tables.complete:
         return Verdict(0, not_checked="what would lead to an object may be missing")
     held = found.anon_vma_refcount > 0
-    empty = np.flatnonzero(held & (found.anon_vma_rb_root == 0))
+    empty = held & (found.anon_vma_rb_root == 0)
+    new = empty & (found.anon_vma_root == found.anon_vmas) & (found.anon_vma_refcount == 1)
+    forks = np.count_nonzero(tables.mms.write_locked & ~tables.mms.listed)
+    if np.count_nonzero(new) <= forks:
+        empty &= ~new
+    empty = np.flatnonzero(empty)
     full = np.flatnonzero(held & (found.anon_vma_rb_root != 0))
     # A root is held by the anon_vmas of its family, VMAs or not.
     root = find_rows(found.anon_vmas, found.anon_vma_root)
@@ -591,8 +598,9 @@ INVARIANTS = (
             "What is neither in a VMA's chain nor in a tree of the family is either held by "
             "something else, or leaked. Legal holders: KSM and migration keep anon_vmas whose VMAs "
             "are gone; a root is held by such an anon_vma; fork and the first fault of a mapping "
-            "allocate what they link later; unlinking takes off what it frees later. Looked at "
-            "with --leaks, at all slabs of the machine."
+            "allocate what they link later; unlinking takes off what it frees later. Left out are "
+            "as many new anon_vmas as forks are in flight, and AVCs of VMAs whose mm no task has, "
+            "or is locked for write. Looked at with --leaks, at all slabs of the machine."
         ),
         consequence="If nobody holds it, it is never freed; an anon_vma keeps its root as well.",
         lock="None.",
