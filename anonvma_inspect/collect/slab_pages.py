@@ -88,6 +88,8 @@ class SlabPages:
     def _read(self, pages: U64Column) -> None:
         new = distinct(pages)
         new = new[find_rows(self._sorted, new) == NO_ROW]
+        if not len(new):
+            return
         rows, present = self._reader.rows(self._era.page, new)
         self.address = np.concatenate([self.address, new[present]])
         self._rows = np.concatenate([self._rows, rows[present]])

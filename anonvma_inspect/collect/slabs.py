@@ -258,11 +258,14 @@ class _Slabs:
         address = self._named(kind)
         if len(self.pages):
             count = np.bincount(slab[slab != NO_ROW], minlength=len(self.pages))
-            caches, index = np.unique(self._slab_caches(), return_inverse=True)
-            votes = np.bincount(index, weights=count)
-            best = int(np.argmax(votes))
-            if caches[best] and 2 * votes[best] > len(slab):
-                address = int(caches[best])
+            used = np.flatnonzero(count)
+            caches, count = self._slab_caches()[used], count[used]
+            if 2 * count[caches == np.uint64(address)].sum() <= len(slab):
+                each, index = np.unique(caches, return_inverse=True)
+                votes = np.bincount(index, weights=count)
+                best = int(np.argmax(votes)) if len(votes) else 0
+                if len(votes) and each[best] and 2 * votes[best] > len(slab):
+                    address = int(each[best])
         cache = read_cache(self.reader, self.era, self.target, address) if address else None
         return cache if cache is not None and cache.size >= kind.size else None
 
