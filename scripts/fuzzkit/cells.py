@@ -72,7 +72,8 @@ _FAMILIES = {
     "avc.same_vma_next": "AV1",
     "avc.same_vma_prev": "AV1",
     "anon_vma.root": "AV1 AV3 AV5 AV6",
-    "anon_vma.parent": "AV1 AV3 AV5 AV6",
+    # Where an ancestor or another of the chain is named, num_children alone has it otherwise.
+    "anon_vma.parent": "AV1 AV3 AV4 AV5 AV6",
     "anon_vma.refcount": "AV4 AV5",
     "anon_vma.num_children": "AV4",
     "anon_vma.num_active_vmas": "AV4",
