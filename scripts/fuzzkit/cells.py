@@ -170,6 +170,12 @@ def _related(change: Change) -> set[int]:
                 field = era.vma.fields[name]
                 word = read(change.target.memory, change.address + field.offset, field.size)
                 related.add((word & ~3) - era.vma.offset("vm_rb"))
+        # Of two neighbours in a tree that are out of order, either may be the wrong one.
+        home, tree = avcs.vma_row[tables.nodes.avc], tables.nodes.anon_vma
+        for node in np.flatnonzero(home == vma).tolist():
+            for other in (node - 1, node + 1):
+                if 0 <= other < len(home) and tree[other] == tree[node] and home[other] >= 0:
+                    related.add(int(vmas.address[home[other]]))
         slot = int(vmas.slot[vma])
         for other in (slot - 1, slot + 1):
             if 0 <= other < len(tables.slots.pointer):
