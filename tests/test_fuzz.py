@@ -19,7 +19,7 @@ from fuzzkit.verbs import VERBS, Change
 ALL = kernels()
 every = pytest.mark.parametrize("kernel", ALL.values(), ids=lambda kernel: kernel.name)
 #: Changes of each field.
-SAMPLE = 2
+SAMPLE = 1
 
 
 def changes(kernel: Kernel) -> list[Change]:
