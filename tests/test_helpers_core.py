@@ -119,7 +119,7 @@ def test_what_a_kernel_does_not_have_is_not_found(capture: Capture) -> None:
 def test_words_not_captured_fault(capture: Capture) -> None:
     prog = program(capture)
     with pytest.raises(drgn.FaultError, match="not captured"):
-        prog["init_task"].stack_canary.value_()
+        prog["init_task"].min_flt.value_()
     with pytest.raises(drgn.FaultError, match="not in any segment"):
         prog.read(prog["init_task"].address_ + (1 << 30), 8)
 

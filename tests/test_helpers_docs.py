@@ -58,6 +58,8 @@ def test_docstrings(capture: Capture) -> None:
 
 
 def test_guide(capture: Capture) -> None:
+    if capture.manifest["kernel"]["config"]["CONFIG_DEBUG_VM"] == "y":
+        pytest.skip("structs of a kernel with its own checks have more fields than the guide shows")
     blocks = re.findall(r"^```pycon\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     assert len(blocks) >= 3
     example = "\n".join(blocks)

@@ -283,10 +283,9 @@ def test_workloads_have_parameters_and_fixtures() -> None:
 
 def test_fixtures_cover_all() -> None:
     plans = FIXTURES.values()
-    # The kernel that is built here takes too long for that.
-    assert {one.kernel for one in plans} == set(KERNELS) - {"6.12-faults"}
-    # The others have no end, or are too large, or need that kernel.
-    assert {one.workload for one in plans} == set(WORKLOADS) - {"storm", "large", "faults"}
+    assert {one.kernel for one in plans} == set(KERNELS)
+    # The others have no end, or are too large.
+    assert {one.workload for one in plans} == set(WORKLOADS) - {"storm", "large"}
     assert all(name.endswith(f"{one.workload}-{one.kernel}") for name, one in FIXTURES.items())
     assert {one.kdump.compression for one in plans if one.kdump} == {"lzo", "zstd", "zlib"}
 

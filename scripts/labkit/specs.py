@@ -101,6 +101,7 @@ _ASKED: dict[str, dict[str, object]] = {
     "pages": {"smaps": True},
     "special": {"smaps": True},
     "vmaops": {"smaps": True},
+    "faults": {"smaps": True},
 }
 
 # Kernels by workload; the seed is the place in the list, so that no two are the same.
@@ -129,6 +130,10 @@ def _fixtures() -> dict[str, Plan]:
         for workload, kernels in _CAPTURED.items()
         for seed, kernel in enumerate(kernels, start=1)
     ]
+    # One in eleven stays of some eleven hundred actors.
+    plans.append(
+        plan("faults-6.12-faults", "6.12-faults", "faults", ["every=11"], **_ASKED["faults"])
+    )
     plans += [
         plan(
             f"kdump-{workload}-{kernel}",
