@@ -34,7 +34,7 @@ from anonvma_inspect.tables import (
     Vmas,
     marked,
 )
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
 
 __all__ = ("assemble",)
 
@@ -148,8 +148,7 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
     number = number[order]
     # The task that speaks for an mm: a leader if there is one, else the lowest pid.
     choice = np.lexsort((threads.pid[order], threads.pid[order] != threads.tgid[order], number))
-    first = np.ones(len(choice), dtype=bool)
-    first[1:] = number[choice][1:] != number[choice][:-1]
+    first = starts_run(number[choice])
     task = np.full(len(used), NO_ROW, dtype=np.int64)
     task[number[choice[first]]] = choice[first]
     listed = task != NO_ROW

@@ -21,7 +21,7 @@ from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.tags import decode_anon_vma
-from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows
+from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
@@ -182,9 +182,7 @@ class _Collector:
             claimed = np.flatnonzero(vma != NO_ROW)
             mm = self._met.mms.address[slots.mm[~wild][claimed]]
             own = columns["vm_mm"][vma[claimed]] == mm
-            belongs = np.zeros(len(new), dtype=bool)
-            belongs[vma[claimed[own]]] = True
-            chosen &= belongs
+            chosen &= marked(len(new), vma[claimed[own]])
         vmas.add(new, columns, chosen)
 
     def _walk_new_chains(self) -> None:

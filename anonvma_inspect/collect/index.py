@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, RowColumn
-from anonvma_inspect.target.memory import WORD, AddressSpace, BoolColumn, U64Column, distinct
+from anonvma_inspect.target.memory import WORD, AddressSpace, U64Column, distinct, starts_run
 
 __all__ = ("AddressIndex", "batches", "ranks")
 
@@ -133,9 +133,9 @@ class AddressIndex:
     # Makes room in the tables for what is at these addresses, which are sorted.
     def _make_lines(self, addresses: U64Column) -> None:
         place = self._space.place(addresses)
-        place = place[_changes(place >> _LINE_SHIFT)]
+        place = place[starts_run(place >> _LINE_SHIFT)]
         block = place >> _BLOCK_SHIFT
-        block = block[_changes(block)]
+        block = block[starts_run(block)]
         block = block[self._block[block] == 0]
         self._block[block] = self._blocks + np.arange(len(block))
         self._blocks += len(block)
@@ -145,12 +145,6 @@ class AddressIndex:
         self._line[line] = self._lines + np.arange(len(line))
         self._lines += len(line)
         self._next = _grown(self._next, self._lines * _LINE_WORDS)
-
-
-def _changes(column: NDArray[np.int64]) -> BoolColumn:
-    new = np.ones(len(column), dtype=bool)
-    np.not_equal(column[1:], column[:-1], out=new[1:])
-    return new
 
 
 # Grown by half at least, so that growing often costs no more than the whole.

@@ -7,7 +7,7 @@ import numpy as np
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.slab import SlabEra, head_of
 from anonvma_inspect.tables import NO_ROW, RowColumn, find_rows
-from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct
+from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct, starts_run
 
 __all__ = ("SlabPages",)
 
@@ -53,8 +53,7 @@ class SlabPages:
         :return: Numbers; NO_ROW where the target does not have the structs.
         """
         pages = self.pages_of(addresses)
-        first = np.ones(len(pages), dtype=bool)
-        np.not_equal(pages[1:], pages[:-1], out=first[1:])
+        first = starts_run(pages)
         run = np.cumsum(first) - 1
         here = pages[first]
         self._read(here)

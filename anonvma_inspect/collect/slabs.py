@@ -33,6 +33,7 @@ from anonvma_inspect.tables import (
     Tables,
     U8Column,
     find_rows,
+    marked,
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 from anonvma_inspect.target.target import Target
@@ -374,7 +375,7 @@ class _Slabs:
         pages = self.pages
         used = np.zeros(len(pages), dtype=bool)
         for slab in slabs:
-            used[slab[slab != NO_ROW]] = True
+            used |= marked(len(pages), slab)
         for part in lists:
             used[part.index] = True
         number = np.flatnonzero(used)

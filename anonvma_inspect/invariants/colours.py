@@ -15,7 +15,7 @@ import numpy as np
 from anonvma_inspect.invariants.base import Violations, always, count_text
 from anonvma_inspect.kernel.tags import rb_is_black
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn
-from anonvma_inspect.target.memory import BoolColumn
+from anonvma_inspect.target.memory import BoolColumn, starts_run
 
 if TYPE_CHECKING:
     from anonvma_inspect.invariants.facts import Facts
@@ -83,9 +83,7 @@ def _uneven_trees(
     end = np.flatnonzero(kept & ((left == NO_ROW) | (right == NO_ROW)))
     if not len(end):
         return end
-    new = np.ones(len(end), dtype=bool)
-    new[1:] = tree[end[1:]] != tree[end[:-1]]
-    first = np.flatnonzero(new)
+    first = np.flatnonzero(starts_run(tree[end]))
     differ = np.minimum.reduceat(count[end], first) != np.maximum.reduceat(count[end], first)
     uneven: RowColumn = tree[end[first[differ]]]
     return uneven

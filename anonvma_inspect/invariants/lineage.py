@@ -17,7 +17,7 @@ from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import LockState
 from anonvma_inspect.tables import NO_ROW, RowColumn
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
 
 __all__ = ("INVARIANTS",)
 
@@ -232,9 +232,7 @@ def _cycles(facts: Facts, judged: BoolColumn) -> RowColumn:
     size = facts.nodes_in_tree[member]
     order = np.lexsort((member, -size, name[member]))
     member = member[order]
-    first = np.ones(len(member), dtype=bool)
-    first[1:] = name[member[1:]] != name[member[:-1]]
-    return member[first]
+    return member[starts_run(name[member])]
 
 
 def _lock_word(era: Era) -> str:

@@ -12,7 +12,7 @@ from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.tables import NO_ROW
-from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.target.memory import U64Column, starts_run
 
 __all__ = ("INVARIANTS",)
 
@@ -31,9 +31,7 @@ class _Kind:
     def pages(self) -> U64Column:
         """What pages they lie on, sorted, each once."""
         first, last = self._first, self._last
-        new = np.ones(len(first), dtype=bool)
-        np.not_equal(first[1:], first[:-1], out=new[1:])
-        return np.union1d(first[new], last[first != last])
+        return np.union1d(first[starts_run(first)], last[first != last])
 
     @property
     def _first(self) -> U64Column:

@@ -20,7 +20,7 @@ from anonvma_inspect.invariants.shape import find_heirs, is_child
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.tags import has_lock_mark, rb_parent
 from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn, marked
-from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.target.memory import U64Column, starts_run
 
 __all__ = ("INVARIANTS",)
 
@@ -315,9 +315,7 @@ def _check_leftmost(facts: Facts) -> Verdict:
     full = full[says != full]
 
     # In the order of nodes, the first row of each tree.
-    new = np.ones(len(nodes.anon_vma), dtype=bool)
-    new[1:] = nodes.anon_vma[1:] != nodes.anon_vma[:-1]
-    top = np.flatnonzero(new)
+    top = np.flatnonzero(starts_run(nodes.anon_vma))
     top = top[facts.node_real[top] & (avcs.rb_left[nodes.avc[top]] == 0)]
     top = top[judged[nodes.anon_vma[top]]]
     # A NULL that should lead on (AV203) ends nothing.

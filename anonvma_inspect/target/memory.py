@@ -37,6 +37,7 @@ __all__ = (
     "distinct",
     "in_ranges",
     "merge_ranges",
+    "starts_run",
     "take_rows",
 )
 
@@ -75,9 +76,15 @@ def _distinct(addresses: U64Column) -> U64Column:
 
 
 def _without_repeats(ordered: U64Column) -> U64Column:
-    new = np.ones(len(ordered), dtype=bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=new[1:])
+    new = starts_run(ordered)
     return ordered if new.all() else ordered[new]
+
+
+def starts_run(column: NDArray[np.uint64] | NDArray[np.int64]) -> BoolColumn:
+    """Which elements differ from the one before them; the first one does."""
+    new = np.ones(len(column), dtype=bool)
+    np.not_equal(column[1:], column[:-1], out=new[1:])
+    return new
 
 
 def merge_ranges(ranges: U64Column) -> U64Column:
