@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from anonvma_inspect.target.memory import (
     AddressSpace,
     Memory,
+    Meter,
     OverlayMemory,
     PagedMemory,
     RecordingMemory,
@@ -147,6 +148,51 @@ def test_fallback_answers_where_no_segment_does() -> None:
     assert present.tolist() == [True, True, False]
     assert rows[0].tobytes() == whole[:8].tobytes()
     assert rows[1].tobytes() == known(BASE + 3 * PAGE, 8)
+
+
+class Running:
+    """A memory that changes: every word of it is how often it was read."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def read(self, address: int, size: int) -> bytes:
+        self.reads += 1
+        return self.reads.to_bytes(8, "little") * (size // 8)
+
+
+def test_view_of_what_runs_stands_still() -> None:
+    running = Running()
+    view = PagedMemory(running.read, PAGE)
+    first, _ = view.gather(column(BASE), 8)
+    view.gather(column(BASE + PAGE), 8)
+    again, _ = view.gather(column(BASE, BASE + 64), 8)
+    fresh, _ = PagedMemory(running.read, PAGE).gather(column(BASE), 8)
+    assert first.view("<u8").tolist() == [[1]]
+    assert again.view("<u8").tolist() == [[1], [1]]
+    assert fresh.view("<u8").tolist() == [[3]]
+
+
+def test_meter_counts_what_is_read_and_not_what_is_asked() -> None:
+    meter = Meter()
+    view = PagedMemory(Running().read, PAGE, meter=meter)
+    view.gather(column(BASE, BASE + 8, BASE + 3 * PAGE), 8)
+    view.gather(column(BASE), 8)
+    assert meter.bytes_read == 2 * PAGE
+    view.uncached().gather(column(BASE), 8)
+    assert meter.bytes_read == 3 * PAGE, "the same meter for another view"
+
+
+def test_view_behind_its_limit_has_holes_and_keeps_them() -> None:
+    """What was read stays, and what was refused stays refused, or two answers would differ."""
+    meter = Meter()
+    view = PagedMemory(Running().read, PAGE, meter=meter, limit=3 * PAGE)
+    _, present = view.gather(column(*(BASE + 2 * page * PAGE for page in range(5))), 8)
+    assert present.tolist() == [True, True, True, False, False]
+    assert (meter.bytes_read, meter.pages_refused) == (3 * PAGE, 2)
+    _, present = view.gather(column(BASE, BASE + 8 * PAGE, BASE + 100 * PAGE), 8)
+    assert present.tolist() == [True, False, False]
+    assert (meter.bytes_read, meter.pages_refused) == (3 * PAGE, 3)
 
 
 def test_words_not_captured_are_absent() -> None:

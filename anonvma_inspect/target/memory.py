@@ -14,7 +14,7 @@ import bisect
 import copy
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -29,6 +29,7 @@ __all__ = (
     "BoolColumn",
     "ByteRows",
     "Memory",
+    "Meter",
     "OverlayMemory",
     "PagedMemory",
     "RecordingMemory",
@@ -327,19 +328,55 @@ class RecordingMemory:
         return merge_ranges(np.concatenate(self._ranges))
 
 
+@dataclass
+class Meter:
+    """What reading a target that runs has come to, over all views of it.
+
+    :ivar bytes_read: How much of its memory was read.
+    :ivar pages_refused: Pages that were not read since a view had reached its limit.
+    """
+
+    bytes_read: int = 0
+    pages_refused: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, bytes_read: int = 0, pages_refused: int = 0) -> None:
+        """Count; several threads may do so at a time."""
+        with self._lock:
+            self.bytes_read += bytes_read
+            self.pages_refused += pages_refused
+
+
 class PagedMemory:
     """A memory that can only be read piece by piece, behind a cache of whole pages.
 
+    Of a target that runs, such a cache is a *view*: a page is what it was when it was first asked
+    for, for as long as the view lasts, so that whoever asks twice gets the same bytes. Nothing is
+    therefore ever dropped from it, and what bounds it is a limit, behind which pages are holes. The
+    limit is there for a target in which pointers lead everywhere: what a sound one has to be read
+    of is a small part of its slabs.
+
     :param read: Reads ``(address, size)``; raises :class:`LookupError` where there is nothing.
     :param page_size: Bytes; the unit of the cache and of absence.
+    :param meter: Told what is read.
+    :param limit: Bytes that are kept at most; ``None``: no limit.
     """
 
     # Neighbouring pages are read in one call; a longer run costs hardly more than a short one.
     _RUN_PAGES = 16
 
-    def __init__(self, read: Callable[[int, int], bytes], page_size: int) -> None:
+    def __init__(
+        self,
+        read: Callable[[int, int], bytes],
+        page_size: int,
+        *,
+        meter: Meter | None = None,
+        limit: int | None = None,
+    ) -> None:
         self._read = read
         self._page_size = page_size
+        self._meter = Meter() if meter is None else meter
+        self._limit = limit
         self._pages = np.empty(0, dtype=np.uint64)
         self._slots = np.empty(0, dtype=np.int64)
         self._pool = np.zeros((0, page_size), dtype=np.uint8)
@@ -382,8 +419,8 @@ class PagedMemory:
         return rows, present
 
     def uncached(self) -> Memory:
-        """See :meth:`Memory.uncached`."""
-        return PagedMemory(self._read, self._page_size)
+        """See :meth:`Memory.uncached`; of a target that runs, another view."""
+        return PagedMemory(self._read, self._page_size, meter=self._meter, limit=self._limit)
 
     # The slot in the pool of each page (by page number), -1 where it cannot be read.
     def _slot(self, pages: U64Column) -> NDArray[np.int64]:
@@ -394,20 +431,28 @@ class PagedMemory:
         return self._slots[np.searchsorted(self._pages, pages)]
 
     def _load(self, pages: U64Column) -> None:
+        slots = np.full(len(pages), -1, dtype=np.int64)
+        self._read_in(pages, slots)
+        self._pages = np.concatenate([self._pages, pages])
+        self._slots = np.concatenate([self._slots, slots])
+        order = np.argsort(self._pages)
+        self._pages, self._slots = self._pages[order], self._slots[order]
+
+    # Reads pages, those within the limit, into the pool; tells each one's slot.
+    def _read_in(self, pages: U64Column, slots: NDArray[np.int64]) -> None:
+        if self._limit is not None:
+            room = max(self._limit // self._page_size - self._used, 0)
+            self._meter.add(pages_refused=max(len(pages) - room, 0))
+            pages = pages[:room]
         needed = self._used + len(pages)
         if needed > len(self._pool):
             grown = np.zeros((max(needed, 2 * len(self._pool), 64), self._page_size), np.uint8)
             grown[: self._used] = self._pool[: self._used]
             self._pool = grown
-        slots = np.full(len(pages), -1, dtype=np.int64)
         breaks = np.flatnonzero(np.diff(pages) != 1) + 1
         for run in np.split(np.arange(len(pages)), breaks):
             for first in range(0, len(run), self._RUN_PAGES):
                 self._load_run(pages, slots, run[first : first + self._RUN_PAGES])
-        self._pages = np.concatenate([self._pages, pages])
-        self._slots = np.concatenate([self._slots, slots])
-        order = np.argsort(self._pages)
-        self._pages, self._slots = self._pages[order], self._slots[order]
 
     def _load_run(self, pages: U64Column, slots: NDArray[np.int64], run: NDArray[np.intp]) -> None:
         size = self._page_size
@@ -421,6 +466,7 @@ class PagedMemory:
                 self._load_run(pages, slots, run[:half])
                 self._load_run(pages, slots, run[half:])
             return
+        self._meter.add(bytes_read=len(data))
         block = np.frombuffer(data, dtype=np.uint8).reshape(len(run), size)
         self._pool[self._used : self._used + len(run)] = block
         slots[run] = np.arange(self._used, self._used + len(run))

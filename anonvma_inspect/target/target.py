@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.btf import Btf
 from anonvma_inspect.target.kallsyms import Kallsyms
 from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.left_out import LeftOut
-from anonvma_inspect.target.memory import AddressSpace, Memory
+from anonvma_inspect.target.memory import AddressSpace, Memory, Meter
 
 __all__ = ("Target",)
 
@@ -19,7 +19,12 @@ __all__ = ("Target",)
 class Target:
     """A kernel's memory, with what is needed to understand it.
 
-    :ivar kind: ``elf-core``, ``kdump`` or ``snapshot``.
+    Of a kernel that runs, ``memory`` is a view: it shows each page as it was when it was first
+    asked for, and to whoever asks again the same bytes. What has changed since, :meth:`again`
+    shows.
+
+    :ivar kind: ``elf-core``, ``kdump``, ``snapshot``, ``program``, or of what runs ``kcore``,
+        ``qemu``, ``gdb``.
     :ivar release: ``uname -r``.
     :ivar architecture: ``uname -m``.
     :ivar page_size: Bytes.
@@ -32,6 +37,9 @@ class Target:
     :ivar left_out: What a filter left out of a dump, where something tells.
     :ivar walks: The names of the walks that a snapshot serves; ``None``: all.
     :ivar kallsyms: The kernel's symbol table, if VMCOREINFO does not name it and it was found.
+    :ivar renew: Makes a fresh view of the memory of a kernel that runs, and says where its RAM is
+        now; ``None`` for what stands still.
+    :ivar meter: What was read so far, over all views; ``None`` for what stands still.
     """
 
     kind: str
@@ -50,11 +58,25 @@ class Target:
     left_out: LeftOut | None = None
     walks: frozenset[str] | None = None
     kallsyms: Kallsyms | None = None
+    renew: Callable[[], tuple[Memory, AddressSpace]] | None = None
+    meter: Meter | None = None
 
     @property
     def layouts_source(self) -> str:
         """Where layouts come from: ``btf`` or ``dwarf``."""
         return self.layouts.source
+
+    def again(self) -> Target:
+        """The target as it is now: with a fresh view, if it runs; else itself.
+
+        The view that this one has is given up when nobody holds this target any longer.
+
+        :raises TargetError: if it cannot be read any longer.
+        """
+        if self.renew is None:
+            return self
+        memory, space = self.renew()
+        return replace(self, memory=memory, space=space)
 
     def symbol(self, name: str) -> int:
         """Address of a symbol.
