@@ -16,7 +16,7 @@ import drgn
 import numpy as np
 
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.target.btf import Btf
+from anonvma_inspect.target.describe import Kernel
 from anonvma_inspect.target.elf import parse_core
 from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.layouts import DwarfLayouts
@@ -29,8 +29,8 @@ from anonvma_inspect.target.memory import (
     PagedMemory,
     U64Column,
 )
-from anonvma_inspect.target.ram import direct_map_shift, system_ram
-from anonvma_inspect.target.symbols import SYMBOLS
+from anonvma_inspect.target.ram import system_ram
+from anonvma_inspect.target.symbols import SYMBOLS, Symbols
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
@@ -49,7 +49,6 @@ __all__ = (
 MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
 #: What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
 DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
-_MAX_BTF = 1 << 28
 # What is known of a program is kept in its own cache, and goes when it goes.
 _CACHE_KEY = "anonvma_inspect.target"
 
@@ -145,7 +144,12 @@ def target_of(prog: drgn.Program) -> Target:
     if not isinstance(target, Target):
         target = _find_out(prog)
         remember_target(prog, target)
-    return dataclasses.replace(target, memory=ProgramMemory(prog, target.page_size))
+    known = target
+
+    def view() -> tuple[ProgramMemory, AddressSpace]:
+        return ProgramMemory(prog, known.page_size), known.space
+
+    return dataclasses.replace(known, memory=view()[0], renew=view if known.live else None)
 
 
 def _find_out(prog: drgn.Program) -> Target:
@@ -166,28 +170,14 @@ def _find_out(prog: drgn.Program) -> Target:
             "or open the dump with anonvma_inspect.helpers.open_core(), which needs none"
         )
     memory = ProgramMemory(prog, page_size)
-    base = None
-    if "page_offset_base" in symbols:
-        try:
-            base = int.from_bytes(read_program(prog, symbols["page_offset_base"], 8), "little")
-        except LookupError as error:
-            raise TargetError(f"{name}: page_offset_base cannot be read: {error}") from None
-    shift = direct_map_shift(machine, facts, base)
+    kernel = Kernel(name, machine, lambda address, size: read_program(prog, address, size), facts)
+    shift = kernel.direct_map(Symbols(symbols, "program"), layouts)
     left_out = _unwritten(prog, shift)
     ram = system_ram(memory, layouts, symbols, shift)
     if not len(ram):
         raise TargetError(
             f"{name}: where its RAM is cannot be told: iomem_resource cannot be found or read"
         )
-
-    def load_btf() -> Btf:
-        start, stop = symbols.get("__start_BTF", 0), symbols.get("__stop_BTF", 0)
-        if not 0 < stop - start <= _MAX_BTF:
-            raise TargetError(f"{name}: this kernel brings no BTF")
-        try:
-            return Btf(read_program(prog, start, stop - start), f"the BTF in {name}")
-        except LookupError as error:
-            raise TargetError(f"{name}: its BTF cannot be read: {error}") from None
 
     return Target(
         kind="program",
@@ -202,7 +192,7 @@ def _find_out(prog: drgn.Program) -> Target:
         symbols=symbols,
         symbols_source="program",
         vmcoreinfo=vmcoreinfo,
-        load_btf=load_btf,
+        load_btf=lambda: kernel.btf(symbols),
         left_out=left_out,
     )
 
