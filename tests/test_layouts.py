@@ -7,12 +7,9 @@ import drgn
 import pytest
 
 from anonvma_inspect.target.btf import Btf, BtfLayouts, Kind
+from anonvma_inspect.target.dwarf import DwarfLayouts
 from anonvma_inspect.target.kallsyms import Kallsyms
-from anonvma_inspect.target.layouts import (
-    DwarfLayouts,
-    bit_field_storage,
-    canonical_name,
-)
+from anonvma_inspect.target.layouts import bit_field_storage, canonical_name
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 # What is asked about, by whichever layer.

@@ -331,7 +331,7 @@ def test_btf_that_is_none(plain: PlainDump, tmp_path: Path) -> None:
 def test_vmlinux_of_another_build(plain: PlainDump) -> None:
     """Any ELF file without the types of this kernel will do: the interpreter itself."""
     message = refused(plain.core, symbols="/proc/self/exe", system_map=str(plain.system_map))
-    assert "not the vmlinux of this dump" in message
+    assert "not the vmlinux of this kernel" in message
     assert CAPTURE.target.release in message
 
 

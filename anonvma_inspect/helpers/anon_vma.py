@@ -27,7 +27,7 @@ from anonvma_inspect.kernel.tags import (
     rb_parent,
     strip_lock_mark,
 )
-from anonvma_inspect.target.layouts import DwarfLayouts
+from anonvma_inspect.target.dwarf import DwarfLayouts
 
 __all__ = (
     "VmaAnonVma",

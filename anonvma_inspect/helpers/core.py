@@ -17,16 +17,12 @@ from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.kallsyms import parse_system_map, relocate
 from anonvma_inspect.target.left_out import RangesLeftOut
 from anonvma_inspect.target.memory import KERNEL_HALF, SegmentMemory
-from anonvma_inspect.target.program import hide_unwritten, remember_target
+from anonvma_inspect.target.program import ARCHITECTURES, hide_unwritten, remember_target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = ("open_core",)
 
 _Path = str | os.PathLike[str]
-_ARCHITECTURES = {
-    "x86_64": drgn.Architecture.X86_64,
-    "aarch64": drgn.Architecture.AARCH64,
-}
 
 
 def open_core(
@@ -105,7 +101,7 @@ def _snapshot_program(target: Target) -> Program:
         except LookupError as error:
             raise drgn.FaultError(f"{target.path}: {error}", address) from None
 
-    prog = Program(drgn.Platform(_ARCHITECTURES[target.architecture]))
+    prog = Program(drgn.Platform(ARCHITECTURES[target.architecture]))
     prog.set_linux_kernel_custom(target.vmcoreinfo, is_live=False)
     prog.add_memory_segment(KERNEL_HALF, 2**64 - KERNEL_HALF, read)
     return prog

@@ -14,8 +14,8 @@ from functools import cached_property
 import numpy as np
 
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.target.btf import Btf
-from anonvma_inspect.target.files import map_file
+from anonvma_inspect.target.btf import Btf, BtfLayouts
+from anonvma_inspect.target.files import TargetOptions, map_file
 from anonvma_inspect.target.find_btf import find_btf
 from anonvma_inspect.target.image import KernelImage
 from anonvma_inspect.target.layouts import Layouts
@@ -25,9 +25,26 @@ from anonvma_inspect.target.ram import direct_map_shift
 from anonvma_inspect.target.symbols import Symbols, search_data, symbols_of_dump, symbols_of_map
 from anonvma_inspect.target.target import Target
 
-__all__ = ("Kernel", "check_direct_map")
+__all__ = ("DebugInfo", "Kernel", "Known", "check_direct_map")
 
 _MAX_BTF = 1 << 28
+
+#: From a vmlinux to the layouts and symbols in its debugging information.
+DebugInfo = Callable[[str], tuple[Layouts, Symbols]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a kernel's memory is understood by.
+
+    :ivar symbols: ``init_task`` is among them.
+    :ivar load_btf: Its types as BTF; raises :class:`~anonvma_inspect.errors.TargetError` if there
+        is none.
+    """
+
+    symbols: Symbols
+    layouts: Layouts
+    load_btf: Callable[[], Btf]
 
 
 @dataclass(frozen=True)
@@ -69,15 +86,36 @@ class Kernel:
             return None
         return KernelImage(self.read, int(text, 16), int(self.facts["PAGESIZE"]))
 
-    def symbols(self, system_map: str | None) -> Symbols:
-        """Symbols, from a file if one is given, else from the kernel's own table.
+    def understand(
+        self,
+        options: TargetOptions,
+        debug_info: DebugInfo,
+        *,
+        symbols: Symbols | None = None,
+        btf: str | None = None,
+    ) -> Known:
+        """Find symbols and types: those that the user gives, else the kernel's own.
 
-        :raises TargetError: See :func:`~anonvma_inspect.target.symbols.symbols_of_map` and
-            :func:`~anonvma_inspect.target.symbols.symbols_of_dump`.
+        :param debug_info: For a vmlinux that the user gives.
+        :param symbols: Symbols that are known already, if the user gives none.
+        :param btf: File of the kernel's own BTF, where there is one.
+        :raises TargetError: if something of these cannot be found, or is another kernel's.
         """
-        if system_map is not None:
-            return symbols_of_map(system_map, self.facts)
-        return symbols_of_dump(self.must_read, self.image, self.facts)
+        layouts: Layouts | None = None
+        if options.symbols is not None:
+            layouts, symbols = debug_info(options.symbols)
+        if options.system_map is not None:
+            symbols = symbols_of_map(options.system_map, self.facts)
+        elif symbols is None:
+            symbols = symbols_of_dump(self.must_read, self.image, self.facts)
+        addresses = symbols.addresses
+
+        def load_btf() -> Btf:
+            return self.btf(addresses, options.btf or btf)
+
+        if layouts is None:
+            layouts = BtfLayouts(load_btf())
+        return Known(self._search(symbols, layouts), layouts, load_btf)
 
     def btf(self, symbols: Mapping[str, int], file: str | None = None) -> Btf:
         """Types, from a file if one is given, else from the kernel's memory.
@@ -99,13 +137,8 @@ class Kernel:
             )
         return found
 
-    def search(self, symbols: Symbols, layouts: Layouts) -> Symbols:
-        """Add the variables without which nothing can be read, if need be by a search for them.
-
-        Nothing is searched for afterwards.
-
-        :raises TargetError: if the first task is found in no way, or a variable in several places.
-        """
+    # Adds the variables without which nothing can be read, if need be by a search for them.
+    def _search(self, symbols: Symbols, layouts: Layouts) -> Symbols:
         if self.image is not None:
             if symbols.source not in ("system-map", "dwarf"):
                 symbols = search_data(symbols, self.image, layouts)

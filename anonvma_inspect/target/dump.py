@@ -6,19 +6,14 @@ objects lie, is read from the mapped file by arithmetic.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
-
 import drgn
 import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.describe import Kernel, check_direct_map
 from anonvma_inspect.target.elf import NO_PADDR, ElfCore
-from anonvma_inspect.target.files import TargetOptions, map_file
-from anonvma_inspect.target.layouts import DwarfLayouts, Layouts
+from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.left_out import LeftOut, PagesLeftOut, parse_kdump, unwritten
 from anonvma_inspect.target.memory import (
     AddressSpace,
@@ -29,14 +24,13 @@ from anonvma_inspect.target.memory import (
 )
 from anonvma_inspect.target.program import (
     MACHINES,
+    debug_info_of,
     hide_unwritten,
-    program_symbols,
     read_program,
 )
 from anonvma_inspect.target.ram import system_ram
-from anonvma_inspect.target.symbols import Symbols
 from anonvma_inspect.target.target import Target
-from anonvma_inspect.target.vmcoreinfo import MAX_VMCOREINFO, parse_vmcoreinfo
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
 
 __all__ = ("open_dump",)
 
@@ -53,10 +47,7 @@ def open_dump(
     :param data: The whole file, mapped.
     :raises TargetError: if it cannot be understood.
     """
-    given = None
-    if options.vmcoreinfo is not None:
-        given = map_file(options.vmcoreinfo)[:MAX_VMCOREINFO].tobytes()
-        parse_vmcoreinfo(given, options.vmcoreinfo)
+    given = read_vmcoreinfo(options.vmcoreinfo)
     prog = _program(path, core, given)
     vmcoreinfo = given if given is not None else _vmcoreinfo(prog, core)
     facts = parse_vmcoreinfo(vmcoreinfo, options.vmcoreinfo or path)
@@ -70,25 +61,13 @@ def open_dump(
     page_size = int(facts["PAGESIZE"])
     paged = PagedMemory(lambda address, size: read_program(prog, address, size), page_size)
     cut = "" if core is None or core.complete else " (the file is truncated: copy it again)"
-    if options.symbols is not None:
-        _load_debug_info(prog, options.symbols, path, facts)
     kernel = Kernel(
         path, machine, lambda address, size: read_program(prog, address, size), facts, cut
     )
-    if options.symbols is not None and options.system_map is None:
-        symbols = Symbols(program_symbols(prog), "dwarf")
-    else:
-        symbols = kernel.symbols(options.system_map)
-
-    def load_btf() -> Btf:
-        return kernel.btf(symbols.addresses, options.btf)
-
-    layouts: Layouts
-    layouts = DwarfLayouts(prog) if options.symbols is not None else BtfLayouts(load_btf())
-    symbols = kernel.search(symbols, layouts)
+    known = kernel.understand(options, lambda vmlinux: debug_info_of(prog, vmlinux, facts))
     shift = kernel.direct_map(
-        symbols,
-        layouts,
+        known.symbols,
+        known.layouts,
         lambda address, size: read_program(prog, address, size, physical=True),
     )
     left_out: LeftOut | None = None
@@ -105,7 +84,7 @@ def open_dump(
         if header is not None:
             left_out = PagesLeftOut(data, header, shift)
         memory = paged
-        ram = system_ram(paged, layouts, symbols.addresses, shift)
+        ram = system_ram(paged, known.layouts, known.symbols.addresses, shift)
         if not len(ram):
             ram = np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
     target = Target(
@@ -117,13 +96,13 @@ def open_dump(
         live=False,
         memory=memory,
         space=AddressSpace(ram, page_size, shift),
-        layouts=layouts,
-        symbols=symbols.addresses,
-        symbols_source=symbols.source,
+        layouts=known.layouts,
+        symbols=known.symbols.addresses,
+        symbols_source=known.symbols.source,
         vmcoreinfo=vmcoreinfo,
-        load_btf=load_btf,
+        load_btf=known.load_btf,
         left_out=left_out,
-        kallsyms=symbols.kallsyms,
+        kallsyms=known.symbols.kallsyms,
     )
     check_direct_map(target, paged, cut)
     return target
@@ -160,21 +139,6 @@ def _vmcoreinfo(prog: drgn.Program, core: ElfCore | None) -> bytes:
             if note.name == b"VMCOREINFO":
                 return note.desc
     return bytes(prog["VMCOREINFO"].string_())
-
-
-def _load_debug_info(prog: drgn.Program, vmlinux: str, path: str, facts: Mapping[str, str]) -> None:
-    map_file(vmlinux)
-    # Whether it worked shows in what is known afterwards.
-    with contextlib.suppress(Exception):  # as above
-        prog.load_debug_info([vmlinux])
-    try:
-        prog.type("struct vm_area_struct")
-    except LookupError:
-        build_id = facts.get("BUILD-ID", "unknown")
-        raise TargetError(
-            f"{vmlinux}: not the vmlinux of this dump, or without debugging information; needed "
-            f"is that of {facts['OSRELEASE']}, build id {build_id}"
-        ) from None
 
 
 # The direct map, by arithmetic over the file's segments. What is not in it (the kernel's image,

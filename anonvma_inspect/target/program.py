@@ -11,15 +11,16 @@ import contextlib
 import dataclasses
 import random
 import threading
+from collections.abc import Mapping
 
 import drgn
 import numpy as np
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.describe import Kernel
+from anonvma_inspect.target.dwarf import DwarfLayouts
 from anonvma_inspect.target.elf import parse_core
 from anonvma_inspect.target.files import map_file
-from anonvma_inspect.target.layouts import DwarfLayouts
 from anonvma_inspect.target.left_out import RangesLeftOut, unwritten
 from anonvma_inspect.target.memory import (
     KERNEL_HALF,
@@ -35,11 +36,14 @@ from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = (
+    "ARCHITECTURES",
     "DRGN_ERRORS",
     "MACHINES",
     "ProgramMemory",
+    "debug_info_of",
     "hide_unwritten",
     "program_symbols",
+    "program_without_memory",
     "read_program",
     "remember_target",
     "target_of",
@@ -47,6 +51,8 @@ __all__ = (
 
 #: ``uname -m`` of the architectures that are understood.
 MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarch64"}
+#: The same, the other way.
+ARCHITECTURES = {name: architecture for architecture, name in MACHINES.items()}
 #: What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
 DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
 # What is known of a program is kept in its own cache, and goes when it goes.
@@ -86,6 +92,48 @@ def program_symbols(prog: drgn.Program) -> dict[str, int]:
         with contextlib.suppress(LookupError):
             found[name] = prog.symbol(name).address
     return found
+
+
+def debug_info_of(
+    prog: drgn.Program, vmlinux: str, facts: Mapping[str, str]
+) -> tuple[DwarfLayouts, Symbols]:
+    """Layouts and symbols from a vmlinux, for the kernel that a program is about.
+
+    :param facts: VMCOREINFO, as key and value.
+    :raises TargetError: if it is another kernel's, or has no debugging information.
+    """
+    map_file(vmlinux)
+    # Whether it worked shows in what is known afterwards; what libelf says comes in no class of its
+    # own.
+    with contextlib.suppress(Exception):
+        prog.load_debug_info([vmlinux])
+    try:
+        prog.type("struct vm_area_struct")
+    except LookupError:
+        build_id = facts.get("BUILD-ID", "unknown")
+        raise TargetError(
+            f"{vmlinux}: not the vmlinux of this kernel, or without debugging information; needed "
+            f"is that of {facts['OSRELEASE']}, build id {build_id}"
+        ) from None
+    return DwarfLayouts(prog), Symbols(program_symbols(prog), "dwarf")
+
+
+def program_without_memory(machine: str, vmcoreinfo: bytes) -> drgn.Program:
+    """A program to load the debugging information of a kernel into that drgn cannot open.
+
+    :param machine: ``uname -m``.
+    """
+    prog = drgn.Program(drgn.Platform(ARCHITECTURES[machine]))
+    prog.set_linux_kernel_custom(vmcoreinfo, is_live=False)
+
+    # drgn asks for the list of modules, which is a word that points to itself if there are none.
+    def no_modules(address: int, count: int, offset: int, physical: bool) -> bytes:
+        if count != 8:
+            raise drgn.FaultError("no memory", address)
+        return address.to_bytes(8, "little")
+
+    prog.add_memory_segment(KERNEL_HALF, 2**64 - KERNEL_HALF, no_modules)
+    return prog
 
 
 class ProgramMemory:
