@@ -15,6 +15,7 @@ from anonvma_inspect.collect import collect_audit, collect_slabs
 from anonvma_inspect.helpers import open_core
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import audit, select
+from anonvma_inspect.kernel.slab import resolve_slab_era
 from anonvma_inspect.tables import NO_ROW, Allocation, ObjectState, Placement, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import (
@@ -168,14 +169,7 @@ def test_counts_are_those_of_slabinfo(
         slack = figure["objs_per_slab"] * (figure["cpu_slabs"] + capture.manifest["guest"]["cpus"])
         assert len(ours) >= figure["objects"] - slack
     cache = getattr(allocation_of(capture.tables), kind).cache
-    assert size_of(capture.target, cache) == figure["slab_size"]
-
-
-def size_of(target: Target, cache: int) -> int:
-    field = target.layouts.field("kmem_cache", "size")
-    assert field is not None
-    rows, _ = target.memory.gather(np.array([cache + field.offset], dtype=np.uint64), field.size)
-    return int.from_bytes(rows[0].tobytes(), "little")
+    assert word_of_cache(capture.target, cache, "size") == figure["slab_size"]
 
 
 # ---- one wrong word
@@ -338,6 +332,39 @@ def test_freelist_astray(name: str) -> None:
         (finding,) = broken(capture, {slab + field.offset: wrong})
         assert (finding.code, finding.object_address) == ("AV504", slab)
         assert (finding.word, finding.actual) == (slab + field.offset, hex(wrong))
+
+
+@pytest.mark.parametrize("name", ["mixed-6.12", "mixed-7.3"])
+def test_new_slab(name: str) -> None:
+    """allocate_slab() names the cache before it sets up the objects and links them."""
+    capture = BY_NAME[name]
+    allocation, target = allocation_of(capture.tables), capture.target
+    slab_era = resolve_slab_era(target.layouts, parse_vmcoreinfo(target.vmcoreinfo, target.path))
+    assert not isinstance(slab_era, str)
+    slab = int(allocation.slabs.address[allocation.slabs.cache == allocation.vmas.cache][0])
+    # A page that holds nothing: one of KFENCE's whose object is free, with the struct of another.
+    vmemmap = find_vmemmap(target, parse_vmcoreinfo(target.vmcoreinfo, target.path))
+    assert vmemmap is not None
+    frames = int(target.space.ram[-1, 1] - np.uint64(target.space.direct_map)) // 4096
+    pages = np.uint64(vmemmap) + np.arange(frames, dtype=np.uint64) * np.uint64(64)
+    rows, present = target.memory.gather(pages, 64)
+    unused = present & (slab_era.slab.column(rows, "slab_cache") == allocation.vmas.cache)
+    unused &= ~np.isin(pages, allocation.slabs.address)
+    page = int(pages[unused][0])
+    words = {page + at: word_of(target, slab + at) for at in range(0, 64, 8)}
+    inuse, freelist = (page + slab_era.slab.offset(field) for field in ("inuse", "freelist"))
+    # Of the counters, inuse is the lower half. The list's head is what was there before.
+    words |= {inuse: words[inuse] & ~0xFFFF, freelist: 0x7FF123456}
+    assert not broken(capture, words)
+    words[inuse] |= 1
+    assert ("AV504", page, freelist) in brief(broken(capture, words))
+
+
+def word_of_cache(target: Target, cache: int, name: str) -> int:
+    field = target.layouts.field("kmem_cache", name)
+    assert field is not None
+    rows, _ = target.memory.gather(np.array([cache + field.offset], dtype=np.uint64), field.size)
+    return int.from_bytes(rows[0].tobytes(), "little")
 
 
 @broken_ones

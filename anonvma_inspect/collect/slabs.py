@@ -194,12 +194,14 @@ class _Slabs:
         caches = [self._cache(kind, slab) for kind, slab in zip(self.kinds, slabs, strict=True)]
         cpus = read_cpus(self.reader, self.target)
         own = [cache for cache in caches if cache is not None]
+        met = len(pages)
         not_looked_for = self._why_not_leaks(len(own))
         looked_for = self.leaks and not_looked_for is None
         if looked_for:
             pages.find_slabs(np.array([cache.address for cache in own], dtype=np.uint64))
         guarded = self._guarded(own)
-        lists = [self._free(cache, cpus, guarded) for cache in own]
+        empty = (pages.column("inuse") == 0) & (np.arange(len(pages)) >= met)
+        lists = [self._free(cache, cpus, guarded, empty) for cache in own]
         states = run_parallel(
             lambda of: self._states(*of, guarded), zip(self.kinds, slabs, caches, strict=True)
         )
@@ -211,7 +213,8 @@ class _Slabs:
         if not looked_for:
             return dataclasses.replace(allocation, unreached_not_read=not_looked_for)
         objects = tuple(
-            self._objects(cache, part, guarded) for cache, part in zip(own, lists, strict=True)
+            self._objects(cache, part, guarded, empty)
+            for cache, part in zip(own, lists, strict=True)
         )
         unreached = find_unreached(self.reader, self.tables, objects)
         return dataclasses.replace(allocation, unreached=unreached)
@@ -232,12 +235,13 @@ class _Slabs:
 
     # All objects of a cache, in use and free.
     def _objects(
-        self, cache: Cache, lists: FreeLists, guarded: _Guarded
+        self, cache: Cache, lists: FreeLists, guarded: _Guarded, empty: BoolColumn
     ) -> tuple[U64Column, U64Column]:
         pages = self.pages
         mine = self._slab_caches() == np.uint64(cache.address)
         here = mine[guarded.slab]
         mine[guarded.slab] = False
+        mine[: len(empty)] &= ~empty
         slab = np.flatnonzero(mine)
         count = self._counts(cache, slab)
         within = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
@@ -274,8 +278,11 @@ class _Slabs:
     def _slab_caches(self) -> U64Column:
         return np.where(self.pages.is_slab, self.pages.column("slab_cache"), np.uint64(0))
 
-    # Free objects of the slabs that were met.
-    def _free(self, cache: Cache, cpus: U64Column | None, guarded: _Guarded) -> FreeLists:
+    # Free objects of the slabs that were met or looked for. One that was looked for and has nothing
+    # in use may be new, and its list be made just now: that is left out.
+    def _free(
+        self, cache: Cache, cpus: U64Column | None, guarded: _Guarded, empty: BoolColumn
+    ) -> FreeLists:
         pages = self.pages
         word, first = _NOTHING, _NOTHING
         sheaves = _NOTHING
@@ -288,22 +295,24 @@ class _Slabs:
         kept = (of_cpu != NO_ROW) & mine[of_cpu]
         freelist = pages.column("freelist")
         mine[guarded.slab] = False
-        own = np.flatnonzero(mine & (freelist != 0))
         offset = np.uint64(self.era.slab.offset("freelist"))
-        slab = np.concatenate([own, of_cpu[kept]])
-        found = walk_freelists(
-            self.reader,
-            cache,
+
+        def walk(slab: RowColumn, word: U64Column, first: U64Column) -> FreeLists:
+            base = pages.base_of(pages.address[slab]) + np.uint64(cache.pad)
+            count = self._counts(cache, slab).astype(np.uint64)
+            found = walk_freelists(self.reader, cache, word, first, base, count)
+            return dataclasses.replace(found, index=slab[found.index])
+
+        mine &= freelist != 0
+        doubtful = np.flatnonzero(mine[: len(empty)] & empty)
+        mine[walk(doubtful, pages.address[doubtful] + offset, freelist[doubtful]).index] = False
+        own = np.flatnonzero(mine)
+        found = walk(
+            np.concatenate([own, of_cpu[kept]]),
             np.concatenate([pages.address[own] + offset, word[kept]]),
             np.concatenate([freelist[own], first[kept]]),
-            pages.base_of(pages.address[slab]) + np.uint64(cache.pad),
-            self._counts(cache, slab).astype(np.uint64),
         )
-        return dataclasses.replace(
-            found,
-            objects=np.concatenate([found.objects, sheaves]),
-            index=slab[found.index],
-        )
+        return dataclasses.replace(found, objects=np.concatenate([found.objects, sheaves]))
 
     # How many objects slabs have; whatever a damaged struct says, not so many that they reach into
     # the next slab, so that all of them together find room in RAM.

@@ -558,14 +558,18 @@ INVARIANTS = (
             "The link in each free object, scrambled with CONFIG_SLAB_FREELIST_HARDENED, leads to "
             "another object of the same slab or is NULL, and there are no more of them than the "
             "slab has objects. Looked at are the slabs of the objects met; with --leaks, all of "
-            "the three caches."
+            "the three caches: but one that is looked for and has nothing in use may be new, and "
+            "its list be made just now, so of that one nothing is said."
         ),
         consequence=(
             "Somebody has written to a free object (use after free), or freed one twice; an "
             "allocation will return whatever the word leads to."
         ),
         lock="Of a slab's list, the slab's counters, which change with it; of a CPU's, that CPU.",
-        source="get_freepointer(), set_freepointer() in mm/slub.c (v5.10, v6.1, v6.12, 7.3).",
+        source=(
+            "get_freepointer(), set_freepointer(), allocate_slab() in mm/slub.c (v5.10, v6.1, "
+            "v6.12, 7.3)."
+        ),
         eras=_SLAB_ERAS,
         objects="slabs",
         check=_check_freelist,
