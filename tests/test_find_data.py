@@ -228,6 +228,17 @@ def test_no_iomem_resource(path: str, value: int) -> None:
     assert find_iomem_resource(memory.open(), Layouts("parent")) is None
 
 
+def test_child_at_the_end_of_the_address_space() -> None:
+    """Its parent's word would lie beyond: for drgn, that is a number it cannot convert."""
+    memory = Memory()
+    memory.put_iomem_resource()
+    memory.put(ROOT, "resource", "child", 2**64 - 8)
+    prog = drgn.Program(drgn.Platform(drgn.Architecture.X86_64))
+    prog.add_memory_segment(BASE, IMAGE_SIZE, lambda a, n, *_: memory.read(a, n))
+    image = KernelImage(lambda address, size: read_program(prog, address, size), BASE, PAGE)
+    assert find_iomem_resource(image, Layouts()) is None
+
+
 def test_two_iomem_resources() -> None:
     memory = Memory()
     memory.put_iomem_resource()

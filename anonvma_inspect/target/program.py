@@ -54,7 +54,10 @@ MACHINES = {drgn.Architecture.X86_64: "x86_64", drgn.Architecture.AARCH64: "aarc
 #: The same, the other way.
 ARCHITECTURES = {name: architecture for architecture, name in MACHINES.items()}
 #: What drgn raises about a file that is damaged, cut short or of a kind that it does not read.
-DRGN_ERRORS = (drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError)
+DRGN_ERRORS = (
+    *(drgn.FaultError, drgn.BadDataError, OSError, ValueError, LookupError),
+    OverflowError,  # of an address that the target led to, beyond the last one
+)
 # What is known of a program is kept in its own cache, and goes when it goes.
 _CACHE_KEY = "anonvma_inspect.target"
 
