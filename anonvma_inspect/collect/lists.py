@@ -13,7 +13,7 @@ from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import ChainEnd, I64Column, RowColumn, U8Column
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.target.memory import WORD, BoolColumn, U64Column
 
 __all__ = ("ListWalk", "walk_lists")
 
@@ -83,6 +83,7 @@ def walk_lists(
     *,
     names: Sequence[str] = (),
     open_ended: bool = False,
+    ring: bool = False,
 ) -> ListWalk:
     """Walk many lists by ``next``, a step of all of them a round.
 
@@ -99,11 +100,22 @@ def walk_lists(
     :param owner: Name in the record of the word that names the owner, and the owner of each list.
     :param names: The fields of the entries that the answer is to have.
     :param open_ended: The lists end with NULL (``hlist``), not with their heads (``list_head``).
+    :param ring: They have no heads, and come back to the first entry, which ``head`` is as well; it
+        is NULL where there is none.
     """
     stop = np.zeros(len(head), dtype=np.uint64) if open_ended else head
     walker = _Walker(reader, record, node, stop, owner, names)
-    listed = np.flatnonzero(first != stop)
-    return walker.walk(_Front(listed, first[listed], head[listed], first[listed]))
+    listed = np.flatnonzero(first != (0 if ring else stop))
+    origin = head[listed]
+    if ring:
+        # The one before the first is the last; if it is not there, nor is the first.
+        at = (
+            first[listed]
+            - np.uint64(record.offset(node))
+            + np.uint64(record.offset(f"{node}_prev"))
+        )
+        origin = reader.memory.gather(at, WORD)[0].view("<u8").reshape(-1).astype(np.uint64)
+    return walker.walk(_Front(listed, first[listed], origin, first[listed]))
 
 
 class _Walker:
