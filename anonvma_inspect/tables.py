@@ -36,13 +36,19 @@ __all__ = (
     "Holes",
     "Ksm",
     "Links",
+    "LockKind",
+    "LockTasks",
+    "LockWaiters",
+    "Locks",
     "Mms",
     "Nodes",
     "ObjectState",
+    "OwnerState",
     "Placement",
     "PointerState",
     "RmapItems",
     "RowColumn",
+    "Rwsems",
     "Slabs",
     "Slots",
     "StableNodes",
@@ -50,6 +56,7 @@ __all__ = (
     "Tasks",
     "Unreached",
     "Vmas",
+    "Wanted",
     "find_rows",
     "marked",
 )
@@ -490,6 +497,126 @@ class Ksm:
     missing: str | None
 
 
+class LockKind(enum.IntEnum):
+    """What a read-write semaphore protects."""
+
+    #: The trees and counters of a family: the ``rwsem`` of its root ``anon_vma``.
+    ANON_VMA = 0
+    #: The VMAs of an mm: its ``mmap_lock`` (``mmap_sem`` before v5.8).
+    MMAP_LOCK = 1
+
+
+class OwnerState(enum.IntEnum):
+    """Whom the owner's word of a read-write semaphore names."""
+
+    #: Nobody: it is free, or held for write since a moment ago, or held for read only.
+    NONE = 0
+    #: The task that holds it for write.
+    WRITER = 1
+    #: The task that took it for read most recently. Nothing is written when that one gives it back,
+    #: so that it may not be among the readers any more.
+    LAST_READER = 2
+    #: With PREEMPT_RT: the task that is next to have it. A writer keeps new readers out and waits
+    #: for those inside; a reader is on its way.
+    NEXT = 3
+    #: What the word leads to is no task.
+    STRANGER = 4
+
+
+class Wanted(enum.IntEnum):
+    """What a task waits for."""
+
+    WRITE = 0
+    READ = 1
+    #: PREEMPT_RT's waiters do not tell.
+    UNKNOWN = 2
+
+
+@dataclass(frozen=True)
+class Rwsems:
+    """Semaphores of root anon_vmas (by row), then of mms (likewise)."""
+
+    #: Of the ``rw_semaphore``.
+    address: U64Column
+    #: A :class:`LockKind`, and row in :class:`AnonVmas` or in :class:`Mms`.
+    kind: U8Column
+    row: RowColumn
+    #: A :class:`anonvma_inspect.kernel.locks.LockState`, and the word that says it: ``count``, or
+    #: ``rwbase.readers`` with PREEMPT_RT.
+    state: U8Column
+    word: U64Column
+    #: How many have it for read; 0 where the state is impossible.
+    readers: I64Column
+    #: The owner's word, an :class:`OwnerState`, and row in :class:`LockTasks` of the task, which is
+    #: NO_ROW for NONE and STRANGER.
+    owner: U64Column
+    owner_state: U8Column
+    owner_task: RowColumn
+    #: How many wait for it, as far as they were met, and how the walk of them ended: a
+    #: :class:`ChainEnd`.
+    waiters: I64Column
+    waiters_end: U8Column
+
+
+@dataclass(frozen=True)
+class LockWaiters:
+    """Tasks that wait for semaphores; sorted by semaphore and position."""
+
+    #: Row in :class:`Rwsems`.
+    lock: RowColumn
+    #: 0 for the one whose turn is next.
+    position: I64Column
+    #: What is queued, on the kernel stack of the task: an ``rwsem_waiter``, or an
+    #: ``rt_mutex_waiter``. 0 for a writer of a PREEMPT_RT kernel's that has nothing but the readers
+    #: inside before it.
+    address: U64Column
+    #: Row in :class:`LockTasks`.
+    task: RowColumn
+    #: A :class:`Wanted`.
+    wanted: U8Column
+    #: How long, in milliseconds, to the tick; -1 where nothing tells.
+    waited_ms: I64Column
+
+
+@dataclass(frozen=True)
+class LockTasks:
+    """Threads that own semaphores or wait for them, kernel threads too; sorted by address."""
+
+    address: U64Column
+    pid: I64Column
+    tgid: I64Column
+    comm: TextColumn
+    #: It is a kernel thread.
+    kthread: BoolColumn
+    #: ``__state`` (before v5.14, ``state``) and ``exit_state``.
+    state: U64Column
+    exit_state: U64Column
+    #: A CPU is running it.
+    on_cpu: BoolColumn
+    #: How long ago, in milliseconds, it last came onto a CPU; -1 where nothing tells.
+    last_ran_ms: I64Column
+    #: Its kernel stack, and bytes of that.
+    stack: U64Column
+    stack_size: int
+    #: Row in :class:`Mms` of its own mm; NO_ROW for a kernel thread.
+    mm: RowColumn
+    #: Row in :class:`Rwsems` of the semaphore that it waits for.
+    waits_for: RowColumn
+
+
+@dataclass(frozen=True)
+class Locks:
+    """Who has and who wants the semaphores that protect the reverse map.
+
+    :ivar missing: Why owners or waiters are not known, if so.
+    """
+
+    rwsems: Rwsems
+    waiters: LockWaiters
+    tasks: LockTasks
+    missing: str | None
+
+
 @dataclass(frozen=True)
 class Holes:
     """What the target does not have although something points there."""
@@ -523,6 +650,7 @@ class Tables:
 
     :ivar pids: The processes that the collection was limited to; empty: all.
     :ivar allocation: ``None`` if slabs were not asked for.
+    :ivar locks: ``None`` if they were not asked for.
     """
 
     era: Era
@@ -542,6 +670,7 @@ class Tables:
     broken: Broken
     pids: tuple[int, ...]
     allocation: Allocation | None = None
+    locks: Locks | None = None
 
     @property
     def complete(self) -> bool:

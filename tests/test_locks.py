@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from anonvma_inspect.kernel.locks import LockState, lock_states
+from anonvma_inspect.kernel.locks import (
+    LockState,
+    lock_readers,
+    lock_states,
+    owner_tasks,
+    queued_since,
+    ticks_per_second,
+)
 
 # kernel/locking/rwsem.c (v6.12): bit 0 writer, 1 waiters, 2 handoff, 3 to 7 reserved, 8 to 62
 # readers, 63 read fail.
@@ -54,3 +61,43 @@ def test_count_of_another_meaning() -> None:
     words = np.array([0, 1, 2**64 - 2**32 + 1, 2], dtype=np.uint64)
     expected = [LockState.IDLE, LockState.WRITER, LockState.WRITER, LockState.IDLE]
     assert lock_states(words, None, False).tolist() == expected
+
+
+def test_readers_inside() -> None:
+    words = np.array([0, 0x100, 0x306, 0x101, 1 << 63], dtype=np.uint64)
+    assert lock_readers(words, None).tolist() == [0, 1, 3, 1, 0]
+    words = np.array([1 << 31, (1 << 31) + 2, 2, 1 << 30], dtype=np.uint64)
+    assert lock_readers(None, words).tolist() == [0, 2, 2, 0]
+
+
+def test_flags_of_the_owner() -> None:
+    """RWSEM_READER_OWNED is bit 0, NONSPINNABLE bit 1 (v5.10: bits 1 and 2)."""
+    task = 0xFFFF888003C51000
+    words = np.array([0, task, task | 1, task | 3, task | 6, 1], dtype=np.uint64)
+    tasks, reader = owner_tasks(words, False)
+    assert tasks.tolist() == [0, task, task, task, task, 0]
+    assert reader.tolist() == [False, False, True, True, False, True]
+    # RT_MUTEX_HAS_WAITERS
+    tasks, reader = owner_tasks(np.array([task | 1, 0], dtype=np.uint64), True)
+    assert tasks.tolist() == [task, 0]
+    assert not reader.any()
+
+
+@pytest.mark.parametrize("ticks", [100, 250, 300, 1000])
+def test_ticks_per_second(ticks: int) -> None:
+    """TICK_NSEC (include/vdso/jiffies.h) and JIFFIES_SHIFT, 8 for these."""
+    tick_nsec = (1_000_000_000 + ticks // 2) // ticks
+    assert ticks_per_second(tick_nsec << 8, 8) == ticks
+
+
+@pytest.mark.parametrize(("mult", "shift"), [(0, 0), (1 << 31, 40), (5, 0)])
+def test_no_ticks(mult: int, shift: int) -> None:
+    assert ticks_per_second(mult, shift) is None
+
+
+def test_queued_since() -> None:
+    """RWSEM_WAIT_TIMEOUT is DIV_ROUND_UP(HZ, 250), and jiffies wrap round."""
+    timeout = np.array([1004, 3], dtype=np.uint64)
+    assert queued_since(timeout, 1000).tolist() == [1000, 2**64 - 1]
+    assert queued_since(timeout, 250).tolist() == [1003, 2]
+    assert queued_since(timeout, 300).tolist() == [1002, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.collector import collect, collect_from
+from anonvma_inspect.collect.locks import collect_locks
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
@@ -14,6 +15,7 @@ __all__ = (
     "collect",
     "collect_audit",
     "collect_from",
+    "collect_locks",
     "collect_slabs",
     "file_paths",
     "save_snapshot",

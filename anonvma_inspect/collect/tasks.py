@@ -19,7 +19,7 @@ from anonvma_inspect.tables import NO_ROW
 from anonvma_inspect.target.memory import U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("Threads", "read_threads")
+__all__ = ("Threads", "read_threads", "until_nul")
 
 # include/linux/sched.h: a kernel thread. One can borrow a process's mm for a while.
 _PF_KTHREAD = 0x00200000
@@ -31,7 +31,8 @@ _PID_MAX_LIMIT = 4 << 20
 class Threads:
     """Threads that have an mm, as columns, by address of the ``task_struct``.
 
-    :ivar pid_known: Every thread of the target, those without an mm too.
+    :ivar known: Every thread of the target, those without an mm too, sorted.
+    :ivar pid_known: The PID of each of them.
     """
 
     address: U64Column
@@ -39,6 +40,7 @@ class Threads:
     tgid: NDArray[np.int64]
     comm: NDArray[np.bytes_]
     mm: U64Column
+    known: U64Column
     pid_known: NDArray[np.int64]
 
 
@@ -66,14 +68,16 @@ def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
         address=tasks[kept],
         pid=pid[kept].astype(np.int64),
         tgid=tgid.astype(np.int64),
-        comm=_until_nul(comm),
+        comm=until_nul(comm),
         mm=mm[kept],
+        known=tasks,
         pid_known=pid.astype(np.int64),
     )
 
 
-# numpy drops NULs at the end of fixed-width text only; what follows the first one is garbage.
-def _until_nul(text: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+def until_nul(text: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """Rows of bytes as text, up to the first NUL of each; what follows that is garbage."""
+    # numpy drops NULs at the end of fixed-width text only.
     behind = np.cumsum(text == 0, axis=1) > 0
     clean = np.where(behind, np.uint8(0), text)
     width = max(text.shape[1], 1)

@@ -17,15 +17,20 @@ __all__ = ("SYMBOLS", "Symbols", "search_data", "symbols_of_dump", "symbols_of_m
 #: Every symbol that anything here looks up, so that it is done once.
 SYMBOLS = (
     "__cpu_possible_mask",
+    "__end_init_stack",
+    "__end_init_task",
     "__kfence_pool",
     "__per_cpu_offset",
     "__start_BTF",
     "__stop_BTF",
     "anon_vma_cachep",
     "anon_vma_chain_cachep",
+    "clocksource_jiffies",
     "init_mm",
+    "init_stack",
     "init_task",
     "iomem_resource",
+    "jiffies_64",
     "kfence_metadata",
     "ksm_nr_node_ids",
     "migrate_nodes",
@@ -34,6 +39,7 @@ SYMBOLS = (
     "one_stable_tree",
     "page_offset_base",
     "root_stable_tree",
+    "runqueues",
     "vm_area_cachep",
     "vmemmap_base",
 )
