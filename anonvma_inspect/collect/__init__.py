@@ -8,6 +8,7 @@ from anonvma_inspect.collect.locks import collect_locks
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
+from anonvma_inspect.collect.stacks import functions_on_stacks
 
 __all__ = (
     "Saved",
@@ -18,5 +19,6 @@ __all__ = (
     "collect_locks",
     "collect_slabs",
     "file_paths",
+    "functions_on_stacks",
     "save_snapshot",
 )

@@ -40,6 +40,8 @@ class Target:
     :ivar renew: Makes a fresh view of the memory of a kernel that runs, and says where its RAM is
         now; ``None`` for what stands still.
     :ivar meter: What was read so far, over all views; ``None`` for what stands still.
+    :ivar functions: Start and end of the functions that a snapshot knows; ``None``: the symbol
+        table has all.
     """
 
     kind: str
@@ -60,6 +62,7 @@ class Target:
     kallsyms: Kallsyms | None = None
     renew: Callable[[], tuple[Memory, AddressSpace]] | None = None
     meter: Meter | None = None
+    functions: Mapping[str, tuple[int, int]] | None = None
 
     @property
     def layouts_source(self) -> str:
