@@ -10,19 +10,21 @@ import sys
 __all__ = ("set_up_process",)
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _NEVER = 2**31 - 1
 # The most that glibc allows; the columns of an audit are mostly smaller.
 _MMAP_THRESHOLD = 32 << 20
 
 
 def set_up_process() -> None:
-    """Set up output streams, the allocator and drgn."""
+    """Set up output streams, the allocator, drgn and numpy."""
     _make_writable()
     _keep_freed_memory()
     # Looking for drgn's plugins takes longer than opening a dump, and there is nothing for them to
     # add. Those that DRGN_PLUGINS names are loaded.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
+    # numpy starts threads for linear algebra, of which there is none here.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def _make_writable() -> None:
@@ -45,3 +47,5 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
         mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        # Arenas of threads give it back whatever they are told.
+        mallopt(_M_ARENA_MAX, 1)
