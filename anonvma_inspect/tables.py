@@ -159,6 +159,11 @@ class Mms:
     whole: BoolColumn
     #: ``mmap_lock`` is held for write.
     write_locked: BoolColumn
+    #: Nobody holds ``mmap_lock``, nor waits for it.
+    lock_free: BoolColumn
+    #: ``mm_lock_seq``, which changes whenever a writer gives ``mmap_lock`` back; 0 where the kernel
+    #: has none (before v6.4).
+    lock_seq: U64Column
     #: All its words were there; without some of them nobody knows whether it is at rest.
     known: BoolColumn
     #: What names the heap, the stack and the vdso among its VMAs (0 where the kernel has no such

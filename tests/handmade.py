@@ -148,6 +148,8 @@ class Mm:
     flags: int = 0
     mm_users: int = 1
     write_locked: bool = False
+    lock_free: bool = True
+    lock_seq: int = 0
     walked: bool = True
     whole: bool = True
     #: first, last, pointer.
@@ -661,6 +663,8 @@ class _Reader:
                 walked=_flags([mm.walked for mm in mms]),
                 whole=_flags([mm.whole for mm in mms]),
                 write_locked=_flags([mm.write_locked for mm in mms]),
+                lock_free=_flags([mm.lock_free and not mm.write_locked for mm in mms]),
+                lock_seq=_words([mm.lock_seq for mm in mms]),
                 known=_flags([True for _ in mms]),
                 start_brk=_words([0] * len(mms)),
                 brk=_words([0] * len(mms)),

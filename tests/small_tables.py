@@ -119,6 +119,8 @@ def make_tables(
             walked=flags(True, True),
             whole=flags(True, True),
             write_locked=flags(False, False),
+            lock_free=flags(True, True),
+            lock_seq=words(0, 0),
             known=flags(True, True),
             start_brk=words(0x1000, 0x8000),
             brk=words(0x3000, 0x9000),

@@ -178,6 +178,8 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
         walked=all_mms.walked[mm_order],
         whole=all_mms.whole[mm_order],
         write_locked=column("write_locked"),
+        lock_free=column("lock_free"),
+        lock_seq=column("lock_seq"),
         known=column("known"),
         start_brk=column("start_brk"),
         brk=column("brk"),

@@ -21,14 +21,13 @@ from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.tags import decode_anon_vma
-from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows, marked
+from anonvma_inspect.tables import NO_ROW, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
 __all__ = ("collect", "collect_from")
 
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
-_NO_NUMBERS: I64Column = np.empty(0, dtype=np.int64)
 
 
 def collect(
@@ -53,21 +52,25 @@ def collect(
     threads = read_threads(reader, era, target)
     ksm = read_ksm(reader, target)
     seeds = _seeds(reader, era.anon_vma, anon_vmas)
-    collector = _Collector(reader, era, threads, ksm, _tgids(threads, pids), bool(pids))
+    collector = _Collector(reader, era, threads, ksm, _mms_of(threads, pids), bool(pids))
     return collector.run(tuple(pids), anon_vmas=seeds)
 
 
 def collect_from(
     target: Target,
     *,
+    mms: Sequence[int] = (),
     vmas: Sequence[int] = (),
     anon_vmas: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Tables:
-    """Read the families that some VMAs and anon_vmas belong to, as ``collect`` does with pids.
+    """Read the families that some mms, VMAs and anon_vmas belong to, as ``collect`` does with pids.
 
-    No mm is walked: of the VMAs, those are read that are named here or met in the families' trees.
+    No other mm is walked: of its VMAs, those are read that are named here or met in the families'
+    trees.
 
+    :param mms: Addresses of ``mm_struct`` objects; what no task has, and no VMA names, is passed
+        over.
     :param vmas: Addresses of ``vm_area_struct`` objects. Nobody vouches for them: what is not there
         is a hole of the tables, and what is no VMA shows as one that contradicts itself.
     :param anon_vmas: Addresses of ``anon_vma`` objects, likewise.
@@ -82,7 +85,8 @@ def collect_from(
         for record, addresses in ((era.vma, vmas), (era.anon_vma, anon_vmas))
     ]
     threads, ksm = read_threads(reader, era, target), read_ksm(reader, target)
-    collector = _Collector(reader, era, threads, ksm, _NO_NUMBERS, True)
+    walked = np.array(sorted(set(mms)), dtype=np.uint64)
+    collector = _Collector(reader, era, threads, ksm, walked, True)
     return collector.run((), *seeds)
 
 
@@ -93,8 +97,8 @@ def _seeds(reader: Reader, record: Record, addresses: Sequence[int]) -> U64Colum
     return column
 
 
-# The processes (thread groups) that were asked for.
-def _tgids(threads: Threads, pids: Sequence[int]) -> I64Column:
+# The mms of the processes (thread groups) that were asked for.
+def _mms_of(threads: Threads, pids: Sequence[int]) -> U64Column:
     tgids = []
     for pid in pids:
         found = np.flatnonzero((threads.pid == pid) | (threads.tgid == pid))
@@ -104,21 +108,21 @@ def _tgids(threads: Threads, pids: Sequence[int]) -> I64Column:
             raise NotFoundError(f"PID {pid} has no memory of its own: a kernel thread or a zombie")
         else:
             raise NotFoundError(f"there is no PID {pid} in this target")
-    return np.array(sorted(set(tgids)), dtype=np.int64)
+    return threads.mm[np.isin(threads.tgid, tgids)]
 
 
 class _Collector:
-    # limited: only the mms of these tgids are walked, and only their families are read.
+    # limited: only these mms are walked, and only their families are read.
     def __init__(
         self,
         reader: Reader,
         era: Era,
         threads: Threads,
         ksm: KsmWalk,
-        tgids: I64Column,
+        mms: U64Column,
         limited: bool,
     ) -> None:
-        self._reader, self._era, self._threads, self._tgids = reader, era, threads, tgids
+        self._reader, self._era, self._threads, self._named = reader, era, threads, mms
         self._ksm = ksm
         self._limited = limited
         self._met = Met.nothing(reader, era)
@@ -154,12 +158,10 @@ class _Collector:
 
     def _start(self) -> None:
         addresses = np.unique(self._threads.mm)
-        if self._limited:
-            named = np.isin(self._threads.tgid, self._tgids)
-            walk = np.isin(addresses, self._threads.mm[named])
-        else:
-            walk = np.ones(len(addresses), dtype=bool)
-        self._add_vmas_of(self._met.mms.add(addresses, walk), listed=True)
+        self._add_vmas_of(self._met.mms.add(addresses, self._to_walk(addresses)), listed=True)
+
+    def _to_walk(self, mms: U64Column) -> BoolColumn:
+        return np.isin(mms, self._named) if self._limited else np.ones(len(mms), dtype=bool)
 
     # VMAs that trees of mms hold. In the tree of an unlisted mm, an entry may be the parent's VMA
     # (fork) or a freed one (exit): only those that say that they belong to it are taken.
@@ -272,5 +274,4 @@ class _Collector:
         mm = self._met.mms.unknown(columns["vm_mm"][credible])
         mm = mm[looks_like_mm(self._reader, era, mm)]
         if len(mm):
-            walk = np.full(len(mm), not self._limited, dtype=bool)
-            self._add_vmas_of(self._met.mms.add(mm, walk), listed=False)
+            self._add_vmas_of(self._met.mms.add(mm, self._to_walk(mm)), listed=False)

@@ -8,7 +8,7 @@ import numpy as np
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.kernel.locks import is_write_locked
+from anonvma_inspect.kernel.locks import is_free, is_write_locked
 from anonvma_inspect.tables import I64Column, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -33,6 +33,8 @@ class MmFields:
     map_count: I64Column
     flags: U64Column
     write_locked: BoolColumn
+    lock_free: BoolColumn
+    lock_seq: U64Column
     start_brk: U64Column
     brk: U64Column
     start_stack: U64Column
@@ -73,15 +75,17 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
     vma_root, present = reader.words(
         era.mm, addresses, "mm_rb_node" if era.maple_node is None else "ma_root"
     )
+    count, readers = (
+        words(name) if name in era.mm else None for name in ("mmap_lock_count", "mmap_lock_readers")
+    )
     return MmFields(
         address=addresses,
         mm_users=signed32("mm_users"),
         map_count=signed32("map_count"),
         flags=words("mm_flags"),
-        write_locked=is_write_locked(
-            words("mmap_lock_count") if "mmap_lock_count" in era.mm else None,
-            words("mmap_lock_readers") if "mmap_lock_readers" in era.mm else None,
-        ),
+        write_locked=is_write_locked(count, readers),
+        lock_free=is_free(count, readers),
+        lock_seq=words("mm_lock_seq"),
         start_brk=words("start_brk"),
         brk=words("brk"),
         start_stack=words("start_stack"),

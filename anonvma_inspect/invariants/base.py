@@ -7,11 +7,12 @@ rule millions of times, and only as many findings are made as somebody asks for.
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -37,7 +38,10 @@ __all__ = (
     "always",
     "at_least",
     "count_text",
+    "state_of",
 )
+
+Column = TypeVar("Column", U64Column, RowColumn)
 
 
 class Severity(str, enum.Enum):
@@ -167,6 +171,26 @@ class Violations:
     def __len__(self) -> int:
         return len(self.address)
 
+    def only(self, rows: RowColumn) -> Violations:
+        """Some of them.
+
+        :param rows: Indexes in these columns.
+        """
+
+        def pick(column: Column | None) -> Column | None:
+            return None if column is None else column[rows]
+
+        return dataclasses.replace(
+            self,
+            address=self.address[rows],
+            expected=lambda index: self.expected(int(rows[index])),
+            actual=lambda index: self.actual(int(rows[index])),
+            word=pick(self.word),
+            mm=pick(self.mm),
+            vma=pick(self.vma),
+            anon_vma=pick(self.anon_vma),
+        )
+
     def row(self, column: RowColumn | None, index: int) -> int:
         """An element of one of the columns of rows, NO_ROW if that was left out."""
         return NO_ROW if column is None else int(column[index])
@@ -225,6 +249,13 @@ class Invariant:
     objects: str
     check: Check
     applies: Callable[[Era], str | None] = _everywhere
+
+
+def state_of(invariant: Invariant, violations: Sequence[Violations]) -> State:
+    """What became of a check that was done, by what it found."""
+    if not any(len(group) for group in violations):
+        return State.OK
+    return State.WARNED if invariant.severity is Severity.WARNING else State.VIOLATED
 
 
 #: Makes a finding from a row of violations.

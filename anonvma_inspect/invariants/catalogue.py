@@ -35,6 +35,7 @@ from anonvma_inspect.invariants.base import (
     Severity,
     State,
     Violations,
+    state_of,
 )
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.where import Locator
@@ -108,10 +109,12 @@ class Audit:
     """What an audit came to.
 
     :ivar results: Of every invariant that was asked for, by code.
+    :ivar transient: What the target showed while it ran, but not when it was read again.
     """
 
     tables: Tables
     results: tuple[Result, ...]
+    transient: tuple[Result, ...] = ()
 
     @property
     def complete(self) -> bool:
@@ -183,9 +186,7 @@ def _run_one(facts: Facts, invariant: Invariant, make: FindingMaker) -> Result:
         return Result(invariant, State.NOT_CHECKED, 0, reason, (), make, error)
     if verdict.not_checked is not None:
         return Result(invariant, State.NOT_CHECKED, 0, verdict.not_checked, (), make)
-    state = State.OK
-    if any(len(group) for group in verdict.violations):
-        state = State.WARNED if invariant.severity is Severity.WARNING else State.VIOLATED
+    state = state_of(invariant, verdict.violations)
     return Result(invariant, state, verdict.objects, None, tuple(verdict.violations), make)
 
 

@@ -158,9 +158,13 @@ _MM = (
     "?ma_root=mm_mt.ma_root",
     "?ma_flags=mm_mt.ma_flags",
     "?mm_rb_node=mm_rb.rb_node",
-    # PREEMPT_RT has another rw_semaphore.
-    "?mmap_lock_count=mmap_lock.count.counter",
+    # mmap_sem before v5.8. PREEMPT_RT has another rw_semaphore.
+    "?mmap_lock_count=mmap_lock.count.counter|mmap_sem.count.counter",
     "?mmap_lock_readers=mmap_lock.rwbase.readers.counter",
+    # Since Linux kernel commit 5e31275cc997 ("mm: add per-VMA lock and helper functions to control
+    # it") (in v6.4) it counts how often a writer gave mmap_lock back; since eb449bd96954 ("mm:
+    # convert mm_lock_seq to a proper seqcount") (in v6.14) also how often one took it.
+    "?mm_lock_seq=mm_lock_seq.sequence|mm_lock_seq",
     "start_brk",
     "brk",
     "start_stack",
@@ -257,6 +261,8 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
         missing.append("anon_vma.num_children (or .degree)")
     if ("num_children" in anon_vma) != ("num_active_vmas" in anon_vma):
         missing.append("one of anon_vma.num_children and .num_active_vmas")
+    if "mmap_lock_count" not in mm and "mmap_lock_readers" not in mm:
+        missing.append("mm_struct.mmap_lock.count")
     if "rwsem_count" not in anon_vma and "rwsem_readers" not in anon_vma:
         missing.append("anon_vma.rwsem.count")
     if missing:

@@ -18,6 +18,7 @@ from anonvma_inspect.target.layouts import Layouts
 __all__ = (
     "LockRecords",
     "LockState",
+    "is_free",
     "is_write_locked",
     "lock_readers",
     "lock_states",
@@ -125,6 +126,23 @@ def _states(
         [LockState.IMPOSSIBLE, LockState.WRITER, LockState.QUEUED],
         LockState.IDLE,
     ).astype(np.uint8)
+
+
+def is_free(
+    count: NDArray[np.uint64] | None, rt_readers: NDArray[np.uint64] | None
+) -> NDArray[np.bool_]:
+    """Whether nobody holds semaphores, for read or write, nor waits for them.
+
+    :param count: See :func:`is_write_locked`.
+    :param rt_readers: Likewise. Whoever waits for a reader to leave has taken the bias away.
+    """
+    free: NDArray[np.bool_]
+    if count is not None:
+        free = count == 0
+        return free
+    assert rt_readers is not None
+    free = rt_readers == np.uint64(_RT_READER_BIAS)
+    return free
 
 
 def is_write_locked(

@@ -1,0 +1,194 @@
+"""Reading again, until every suspicion is a finding or is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anonvma_inspect.confirm.steady import Steady
+from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
+from anonvma_inspect.invariants.catalogue import Audit
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables, find_rows
+from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
+
+__all__ = ("MAX_READINGS", "Starts", "confirm")
+
+#: How often a family is read before what is suspicious in it is given up as transient.
+MAX_READINGS = 8
+# How often in a row two readings have to agree, where a number tells of every writer in between;
+# and where nothing does.
+_AGREEMENTS = 1
+_AGREEMENTS_UNGUARDED = 2
+
+_NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
+_NO_COUNTS: I64Column = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where to read again: what suspicions are about, as addresses; sorted, each once.
+
+    :ivar everything: Some are about none of these: only another look at everything shows them.
+    """
+
+    mms: tuple[int, ...]
+    vmas: tuple[int, ...]
+    anon_vmas: tuple[int, ...]
+    everything: bool
+
+
+def confirm(first: Audit, read_again: Callable[[Starts], Audit]) -> Audit:
+    """Tell findings from suspicions.
+
+    :param first: An audit of a target that runs.
+    :param read_again: Makes another one, of a fresh view of the target, by the same invariants, of
+        the families of what it is given. A pause before it is its own affair.
+    :return: The first audit with the findings that were confirmed, each as the reading shows it
+        that confirmed it; the other ones are in :attr:`Audit.transient`.
+    """
+    suspicions = _Suspicions(first)
+    before = first
+    for _ in range(MAX_READINGS - 1):
+        if not suspicions.undecided:
+            break
+        now = read_again(_starts(before))
+        suspicions.compare(before.tables, now)
+        before = now
+    return suspicions.outcome()
+
+
+# How an invariant is violated, and by what.
+_Kind = tuple[str, str]
+
+
+class _Suspicions:
+    def __init__(self, first: Audit) -> None:
+        self._first = first
+        # By kind: the objects (sorted) that the last reading showed and that are not decided, and
+        # how many times in a row readings agreed about each.
+        self._open: dict[_Kind, tuple[U64Column, I64Column]] = {}
+        self._confirmed: dict[_Kind, U64Column] = {}
+        self._groups: dict[str, list[tuple[Result, Violations]]] = {}
+        self._last_seen: dict[_Kind, tuple[Result, Violations]] = {}
+        self._transient: list[tuple[Result, Violations]] = []
+        for result, group in _groups(first):
+            kind = (result.invariant.code, group.message)
+            order = np.argsort(group.address, kind="stable")
+            self._open[kind] = (group.address[order], np.zeros(len(order), dtype=np.int64))
+            self._last_seen[kind] = (result, group.only(order))
+
+    @property
+    def undecided(self) -> bool:
+        """Whether another reading could tell more."""
+        return bool(self._open)
+
+    def compare(self, before: Tables, now: Audit) -> None:
+        """Take another reading into account."""
+        steady = Steady(before, now.tables)
+        seen: dict[_Kind, tuple[Result, Violations]] = {}
+        opened: dict[_Kind, tuple[U64Column, I64Column]] = {}
+        for result, group in _groups(now):
+            kind = (result.invariant.code, group.message)
+            address = group.address
+            known, agreed = self._open.get(kind, (_NO_ADDRESSES, _NO_COUNTS))
+            there = find_rows(known, address)
+            count = np.where(
+                (there != NO_ROW) & steady.violations(group), take(agreed, there, 0) + 1, 0
+            )
+            done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
+            sure = ~done & (count >= _needed(group, now.tables))
+            if sure.any():
+                rows = np.flatnonzero(sure)
+                self._groups.setdefault(kind[0], []).append((result, group.only(rows)))
+                confirmed = self._confirmed.get(kind, _NO_ADDRESSES)
+                self._confirmed[kind] = distinct(np.concatenate([confirmed, address[rows]]))
+            left = np.flatnonzero(~done & ~sure)
+            left = left[np.argsort(address[left], kind="stable")]
+            if len(left):
+                opened[kind] = (address[left], count[left])
+                seen[kind] = (result, group.only(left))
+        self._let_go(seen)
+        self._open, self._last_seen = opened, seen
+
+    # What the newest reading does not show any more was transient.
+    def _let_go(self, seen: dict[_Kind, tuple[Result, Violations]]) -> None:
+        for kind, (result, group) in self._last_seen.items():
+            still = seen[kind][1].address if kind in seen else _NO_ADDRESSES
+            gone = find_rows(np.sort(still), group.address) == NO_ROW
+            gone &= find_rows(self._confirmed.get(kind, _NO_ADDRESSES), group.address) == NO_ROW
+            if gone.any():
+                self._transient.append((result, group.only(np.flatnonzero(gone))))
+
+    def outcome(self) -> Audit:
+        """What is confirmed, and what is not."""
+        self._let_go({})
+        transient: dict[str, list[tuple[Result, Violations]]] = {}
+        for result, group in self._transient:
+            transient.setdefault(result.invariant.code, []).append((result, group))
+        results = self._first.results
+        return dataclasses.replace(
+            self._first,
+            results=tuple(_with(result, self._groups) for result in results),
+            transient=tuple(
+                _with(result, transient) for result in results if result.invariant.code in transient
+            ),
+        )
+
+
+def _groups(audit: Audit) -> list[tuple[Result, Violations]]:
+    return [
+        (result, group) for result in audit.results for group in result.violations if len(group)
+    ]
+
+
+# What is about no object that anything guards, is asked for once more.
+def _needed(group: Violations, tables: Tables) -> int:
+    placed = any(rows is not None for rows in (group.mm, group.vma, group.anon_vma))
+    guarded = placed and "mm_lock_seq" in tables.era.mm
+    return _AGREEMENTS if guarded else _AGREEMENTS_UNGUARDED
+
+
+# A result with other violations, which may come from other readings.
+def _with(result: Result, groups: dict[str, list[tuple[Result, Violations]]]) -> Result:
+    chosen = groups.get(result.invariant.code, [])
+    makers = {id(group): origin.make for origin, group in chosen}
+
+    def make(invariant: Invariant, violations: Violations, index: int) -> Finding:
+        return makers[id(violations)](invariant, violations, index)
+
+    violations = tuple(group for _, group in chosen)
+    state = result.state
+    if state not in (State.NOT_CHECKED, State.NOT_APPLICABLE):
+        state = state_of(result.invariant, violations)
+    return dataclasses.replace(result, state=state, violations=violations, make=make)
+
+
+def _starts(audit: Audit) -> Starts:
+    tables = audit.tables
+    mms: list[RowColumn] = []
+    vmas: list[RowColumn] = []
+    anon_vmas: list[RowColumn] = []
+    everything = False
+    for _, group in _groups(audit):
+        placed: BoolColumn = np.zeros(len(group), dtype=bool)
+        for rows, kind in ((group.mm, mms), (group.vma, vmas), (group.anon_vma, anon_vmas)):
+            if rows is not None:
+                kind.append(rows[rows != NO_ROW])
+                placed |= rows != NO_ROW
+        everything |= not placed.all()
+    vma, anon_vma = (np.concatenate([_NO_COUNTS, *rows]) for rows in (vmas, anon_vmas))
+    mm = np.concatenate([_NO_COUNTS, *mms, tables.vmas.mm[vma]])
+    return Starts(
+        mms=_addresses(tables.mms.address, mm[mm != NO_ROW]),
+        vmas=_addresses(tables.vmas.address, vma),
+        anon_vmas=_addresses(tables.anon_vmas.address, anon_vma),
+        everything=everything,
+    )
+
+
+def _addresses(column: U64Column, rows: Sequence[int] | RowColumn) -> tuple[int, ...]:
+    return tuple(distinct(column[rows]).tolist())

@@ -1,0 +1,78 @@
+"""The audit of a target that runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import numpy as np
+
+from anonvma_inspect.collect import collect_audit, collect_families
+from anonvma_inspect.collect.reader import Progress
+from anonvma_inspect.confirm.confirm import Starts, confirm
+from anonvma_inspect.invariants.base import Invariant
+from anonvma_inspect.invariants.catalogue import CATALOGUE, Audit, audit
+from anonvma_inspect.tables import Holes, Tables
+from anonvma_inspect.target.target import Target
+
+__all__ = ("audit_running",)
+
+# Whoever holds a lock needs time to give it back: twice as long before each reading.
+_FIRST_PAUSE = 0.001
+# How often everything is read for the sake of holes.
+_LOOKS = 3
+
+
+def audit_running(
+    target: Target,
+    pids: Sequence[int] = (),
+    invariants: Sequence[Invariant] = CATALOGUE,
+    *,
+    leaks: bool = False,
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit a kernel that runs: what it shows while it is read is confirmed before it counts.
+
+    :param target: It is read through fresh views; its own is not touched.
+    :param pids: See :func:`anonvma_inspect.collect.collect_audit`.
+    :param invariants: See :func:`anonvma_inspect.invariants.catalogue.audit`.
+    :param leaks: See :func:`anonvma_inspect.collect.collect_audit`.
+    :param progress: Likewise.
+    :return: See :func:`anonvma_inspect.confirm.confirm`. Its holes are those that persist.
+    :raises TargetError: See :func:`anonvma_inspect.collect.collect_audit`.
+    :raises NotFoundError: Likewise.
+    """
+
+    def look(starts: Starts | None = None) -> Tables:
+        view = target.again()
+        if starts is None or starts.everything or leaks:
+            return collect_audit(view, pids, progress, leaks=leaks)
+        return collect_families(
+            view, mms=starts.mms, vmas=starts.vmas, anon_vmas=starts.anon_vmas
+        )
+
+    pause = _FIRST_PAUSE
+
+    def read_again(starts: Starts) -> Audit:
+        nonlocal pause
+        time.sleep(pause)
+        pause *= 2
+        return audit(look(starts), invariants)
+
+    tables = look()
+    for _ in range(_LOOKS - 1):
+        if tables.complete:
+            break
+        later = look()
+        tables = dataclasses.replace(later, holes=_in_both(tables.holes, later.holes))
+    return confirm(audit(tables, invariants), read_again)
+
+
+def _in_both(before: Holes, now: Holes) -> Holes:
+    known = set(zip(before.address.tolist(), before.size.tolist(), strict=True))
+    kept = np.array(
+        [hole in known for hole in zip(now.address.tolist(), now.size.tolist(), strict=True)],
+        dtype=bool,
+    )
+    return Holes(now.address[kept], now.size[kept], now.needed_for[kept])

@@ -1,0 +1,239 @@
+"""What a running kernel shows is believed if it stays, and if nobody was about to change it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pytest
+
+from anonvma_inspect.collect import collect
+from anonvma_inspect.confirm import MAX_READINGS, audit_running
+from anonvma_inspect.invariants.catalogue import Audit
+from anonvma_inspect.kernel.locks import LockState
+from anonvma_inspect.tables import NO_ROW
+
+from .captures import CAPTURES, Capture
+from .running import Words, field_words, running
+
+EACH_KERNEL = [capture for capture in CAPTURES if capture.name.startswith("forktree-")]
+# One without mm_lock_seq, and one with it.
+TWO_KERNELS = [c for c in EACH_KERNEL if c.name in ("forktree-5.10", "forktree-6.12")]
+each_kernel = pytest.mark.parametrize("capture", EACH_KERNEL, ids=lambda capture: capture.name)
+two_kernels = pytest.mark.parametrize("capture", TWO_KERNELS, ids=lambda capture: capture.name)
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+class Family:
+    """A family of a capture: a VMA of a process of its own, whose anon_vma is a child of others."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture, tables = capture, capture.tables
+        self.era = tables.era
+        anon_vmas, vmas = tables.anon_vmas, tables.vmas
+        active = vmas.active
+        child = (active != NO_ROW) & (vmas.mm != NO_ROW) & (vmas.slot != NO_ROW)
+        child &= anon_vmas.root_row[active] != active
+        self.vma = int(np.flatnonzero(child)[0])
+        self.anon_vma = int(active[self.vma])
+        self.root = int(anon_vmas.root_row[self.anon_vma])
+        self.mm = int(vmas.mm[self.vma])
+        others = np.flatnonzero(
+            (active != NO_ROW) & (anon_vmas.root_row[active] != self.root) & (vmas.mm != self.mm)
+        )
+        self.other_vma = int(others[0])
+
+    def _set(self, record: str, address: int, name: str, value: int) -> Words:
+        return field_words(self.capture.target, getattr(self.era, record), address, name, value)
+
+    def wrong_count(self, more: int = 5) -> Words:
+        """A corruption: of the anon_vma's VMAs there are more than its counter says."""
+        anon_vmas = self.capture.tables.anon_vmas
+        name = "degree" if "degree" in self.era.anon_vma else "num_active_vmas"
+        value = int(getattr(anon_vmas, name)[self.anon_vma]) + more
+        return self._set("anon_vma", int(anon_vmas.address[self.anon_vma]), name, value)
+
+    @property
+    def end_code(self) -> str:
+        # A red-black tree of VMAs has no ranges of its own.
+        return "AV205" if self.era.maple_node is None else "AV002"
+
+    def wrong_end(self, vma: int | None = None) -> Words:
+        """A corruption: a VMA that covers a page more than its trees know of."""
+        vmas = self.capture.tables.vmas
+        row = self.vma if vma is None else vma
+        end = int(vmas.vm_end[row]) + self.era.page_size
+        return self._set("vma", int(vmas.address[row]), "vm_end", end)
+
+    def sequence(self, value: int) -> Words:
+        mms = self.capture.tables.mms
+        return self._set("mm", int(mms.address[self.mm]), "mm_lock_seq", value)
+
+    def mm_locked(self, *, for_write: bool) -> Words:
+        mm = int(self.capture.tables.mms.address[self.mm])
+        if "mmap_lock_readers" in self.era.mm:
+            readers = 1 << 30 if for_write else (1 << 31) + 1
+            return self._set("mm", mm, "mmap_lock_readers", readers)
+        return self._set("mm", mm, "mmap_lock_count", 1 if for_write else 1 << 8)
+
+    def root_locked(self) -> Words:
+        root = int(self.capture.tables.anon_vmas.address[self.root])
+        if "rwsem_readers" in self.era.anon_vma:
+            return self._set("anon_vma", root, "rwsem_readers", 1 << 30)
+        return self._set("anon_vma", root, "rwsem_count", 1)
+
+    def flags(self, vma: int, bits: int) -> Words:
+        """Something that changes in a VMA and that nothing is wrong with."""
+        vmas = self.capture.tables.vmas
+        flags = int(vmas.vm_flags[vma]) ^ bits
+        return self._set("vma", int(vmas.address[vma]), "vm_flags", flags)
+
+
+# include/linux/mm.h, v6.12: VM_SEQ_READ and VM_RAND_READ, what madvise() sets.
+BITS = (0, 0x8000, 0x10000)
+
+
+def audited(family: Family, views: Iterable[Words]) -> Audit:
+    return audit_running(running(family.capture.target, views))
+
+
+def counted(views: Iterable[Words], seen: list[int]) -> Iterator[Words]:
+    for view in views:
+        seen.append(len(seen))
+        yield view
+
+
+def codes(audit: Audit) -> set[str]:
+    return {finding.code for finding in audit.findings()}
+
+
+def transient(audit: Audit) -> set[str]:
+    return {result.invariant.code for result in audit.transient if result.total}
+
+
+@two_kernels
+def test_nothing_is_read_twice_where_nothing_is_suspicious(capture: Capture) -> None:
+    seen: list[int] = []
+    result = audited(Family(capture), counted(itertools.repeat({}), seen))
+    assert not codes(result)
+    assert not result.transient
+    assert len(seen) == 1
+
+
+@each_kernel
+def test_what_stays_is_a_finding(capture: Capture) -> None:
+    """Two readings are enough where mm_lock_seq tells of writers; else it takes three."""
+    family = Family(capture)
+    seen: list[int] = []
+    result = audited(family, counted(itertools.repeat(family.wrong_count()), seen))
+    finding = next(result.findings())
+    assert codes(result) == {"AV402"}
+    assert finding.object_address == capture.tables.anon_vmas.address[family.anon_vma]
+    assert finding.where.pid is not None
+    assert not transient(result)
+    assert len(seen) == (2 if "mm_lock_seq" in family.era.mm else 3)
+    assert next(r for r in result.results if r.invariant.code == "AV402").state.value == "violated"
+
+
+@two_kernels
+def test_what_goes_is_transient(capture: Capture) -> None:
+    family = Family(capture)
+    result = audited(family, [family.wrong_count(), {}])
+    assert not codes(result)
+    assert transient(result) == {"AV402"}
+    assert next(r for r in result.results if r.invariant.code == "AV402").state.value == "ok"
+    assert next(result.transient[0].findings()).code == "AV402"
+
+
+@two_kernels
+def test_what_comes_and_goes_is_transient(capture: Capture) -> None:
+    family = Family(capture)
+    result = audited(family, itertools.cycle([family.wrong_count(), {}]))
+    assert not codes(result)
+    assert transient(result) == {"AV402"}
+
+
+@two_kernels
+def test_what_changes_each_time_is_transient(capture: Capture) -> None:
+    family = Family(capture)
+    seen: list[int] = []
+    views = (family.wrong_count(5 + number % 7) for number in itertools.count())
+    result = audited(family, counted(views, seen))
+    assert not codes(result)
+    assert transient(result) == {"AV402"}
+    assert len(seen) == MAX_READINGS
+
+
+def test_a_writer_in_between() -> None:
+    """The same words, but somebody had the mmap_lock for write while they were read."""
+    family = Family(TWO_KERNELS[1])
+    views = ({**family.wrong_end(), **family.sequence(2 * n)} for n in itertools.count())
+    result = audited(family, views)
+    assert not codes(result)
+    assert "AV002" in transient(result)
+    assert "AV002" in codes(audited(family, itertools.repeat(family.wrong_end())))
+
+
+@two_kernels
+def test_a_reader_of_the_mm(capture: Capture) -> None:
+    """munmap downgrades its lock, and faults hold it: what an mm shows then is not at rest."""
+    family = Family(capture)
+    held = {**family.wrong_end(), **family.mm_locked(for_write=False)}
+    result = audited(family, itertools.repeat(held))
+    assert not codes(result)
+    assert family.end_code in transient(result)
+    # Until the lock is free for as long as two readings (three) take.
+    views = itertools.chain([held] * 3, itertools.repeat(family.wrong_end()))
+    assert family.end_code in codes(audited(family, views))
+
+
+@two_kernels
+def test_a_writer_of_the_root(capture: Capture) -> None:
+    family = Family(capture)
+    held = {**family.wrong_count(), **family.root_locked()}
+    result = audited(family, itertools.repeat(held))
+    assert "AV402" not in codes(result)
+    assert "AV402" in transient(result)
+
+
+@two_kernels
+def test_a_family_that_never_rests(capture: Capture) -> None:
+    """Another object of the family changes all the time; one of another family may."""
+    family = Family(capture)
+    for vma, expected in ((family.vma, set()), (family.other_vma, {"AV402"})):
+        bits = itertools.cycle(BITS)
+        views = ({**family.wrong_count(), **family.flags(vma, next(bits))} for _ in bits)
+        result = audited(family, views)
+        assert codes(result) == expected
+        assert transient(result) == {"AV402"} - expected
+
+
+def test_one_of_two() -> None:
+    """A finding neither waits for a suspicion in another place, nor vouches for it."""
+    family = Family(TWO_KERNELS[1])
+    views = (
+        {**family.wrong_count(), **(family.wrong_end(family.other_vma) if number % 2 == 0 else {})}
+        for number in itertools.count()
+    )
+    result = audited(family, views)
+    assert codes(result) == {"AV402"}
+    assert family.end_code in transient(result)
+
+
+def test_lock_words_of_the_tests_are_what_they_say() -> None:
+    for capture in EACH_KERNEL:
+        family = Family(capture)
+        held = running(capture.target, [{**family.root_locked()}]).again()
+        tables = collect(held)
+        assert tables.anon_vmas.lock_state[family.root] == LockState.WRITER
+        assert tables.mms.lock_free[family.mm]
+        for for_write in (False, True):
+            words = family.mm_locked(for_write=for_write)
+            mms = collect(running(capture.target, [words]).again()).mms
+            assert mms.write_locked[family.mm] == for_write
+            assert not mms.lock_free[family.mm]
