@@ -10,9 +10,11 @@ import numpy as np
 
 from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.ksm import KSM_WALK
+from anonvma_inspect.collect.locks import LOCKS_WALK, collect_locks
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.collect.slabs import LEAKS_WALK, SLABS_WALK
+from anonvma_inspect.collect.stacks import save_calls
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.memory import RecordingMemory
@@ -26,6 +28,7 @@ __all__ = ("Saved", "check_output", "save_snapshot")
 _TYPES = (
     "anon_vma",
     "anon_vma_chain",
+    "clocksource",
     "cpumask",
     "dentry",
     "file",
@@ -49,7 +52,10 @@ _TYPES = (
     "rb_node",
     "rb_root_cached",
     "rmap_item",
+    "rq",
+    "rt_mutex_waiter",
     "rw_semaphore",
+    "rwsem_waiter",
     "signal_struct",
     "slab",
     "slab_sheaf",
@@ -148,6 +154,14 @@ def save_snapshot(
         walks.append(SLABS_WALK)
         if allocation.unreached is not None:
             walks.append(LEAKS_WALK)
+    functions: dict[str, list[int]] = {}
+    locks = collect_locks(recorded, tables).locks
+    if locks is not None and locks.missing is None:
+        saved = save_calls(target, recording, locks.tasks)
+        functions = {name: list(ends) for name, ends in saved.items()}
+        comm = np.uint64(tables.era.task.offset("comm"))
+        names = np.concatenate([names, locks.tasks.address + comm])
+        walks.append(LOCKS_WALK)
     if not anonymize:
         file_paths(recorded, tables.vmas.vm_file)
         walks.append("file names")
@@ -160,6 +174,7 @@ def save_snapshot(
         symbols={name: target.symbols[name] for name in sorted(target.symbols)},
         walks=walks,
         anonymized=anonymize,
+        functions=functions,
     )
     blank = bytes(tables.era.task.fields["comm"].size)
     data = pack(

@@ -8,16 +8,18 @@ some that are left from calls that have returned.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from anonvma_inspect.kernel.functions import FUNCTIONS, spellings
-from anonvma_inspect.tables import LockTasks, RowColumn
+from anonvma_inspect.tables import LockTasks, RowColumn, marked
 from anonvma_inspect.target.functions import find_functions
-from anonvma_inspect.target.memory import WORD, BoolColumn, U64Column
+from anonvma_inspect.target.layouts import Field
+from anonvma_inspect.target.memory import WORD, BoolColumn, Memory, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("functions_on_stacks", "known_functions")
+__all__ = ("functions_on_stacks", "known_functions", "save_calls")
 
 # Where arm64 signs return addresses, the signature is in bits that are all set in an address of the
 # kernel's image, but for bit 55.
@@ -48,13 +50,48 @@ def functions_on_stacks(
         running, part of its stack is missing, or the target has no symbol table.
     """
     rows = np.asarray(rows, dtype=np.int64)
-    nothing: list[tuple[str, ...] | None] = [None] * len(rows)
-    task, words, there = _stacks(target, tasks, rows)
-    if not there.any():
-        return nothing
-    found = known_functions(target)
+    calls = _find_calls(target, tasks, rows)
+    on_stack: list[dict[str, None]] = [{} for _ in rows]
+    for index, name in zip(calls.task, calls.name, strict=True):
+        on_stack[index].setdefault(name.partition(".")[0])
+    return [tuple(on_stack[i]) if calls.known[i] else None for i in range(len(rows))]
+
+
+def save_calls(target: Target, recording: Memory, tasks: LockTasks) -> dict[str, tuple[int, int]]:
+    """Have the words recorded that :func:`functions_on_stacks` goes by.
+
+    What else is on a kernel's stack can be anything, and nobody's business.
+
+    :param recording: What records the words that are read through it.
+    :return: As :func:`known_functions`, if there are any such words.
+    """
+    calls = _find_calls(target, tasks, np.arange(len(tasks.address)))
+    if not len(calls.task):
+        return {}
+    field = _stack_pointer(target)
+    assert field is not None
+    recording.gather(tasks.address[calls.known] + np.uint64(field.offset), field.size)
+    recording.gather(calls.address, WORD)
+    return known_functions(target)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    # Words of stacks that are return addresses, from the innermost: the place in the rows asked for
+    # of the task, the address of the word, and the function that it leads into. And of which tasks
+    # all are known.
+    task: RowColumn
+    address: U64Column
+    name: list[str]
+    known: BoolColumn
+
+
+def _find_calls(target: Target, tasks: LockTasks, rows: RowColumn) -> _Calls:
+    task, address, words, known = _stacks(target, tasks, rows)
+    found = known_functions(target) if known.any() else {}
     if not found:
-        return nothing
+        nothing = np.zeros(len(rows), dtype=bool)
+        return _Calls(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), [], nothing)
     names, ranges = list(found), np.array(list(found.values()), dtype=np.uint64)
     order = np.argsort(ranges[:, 0])
     start, end = ranges[order, 0], ranges[order, 1]
@@ -62,35 +99,44 @@ def functions_on_stacks(
         words = np.where((words & _BIT_55) != 0, words | _SIGNATURE, words)
     at = np.searchsorted(start, words, side="left") - 1
     # A call can be the last thing in a function that never returns: it comes back to its end.
-    inside = (at >= 0) & (words <= end[at])
-    on_stack: list[dict[str, None]] = [{} for _ in rows]
-    for index, name in zip(task[inside], order[at[inside]], strict=True):
-        on_stack[index].setdefault(names[name].partition(".")[0])
-    return [tuple(on_stack[i]) if there[i] else None for i in range(len(rows))]
+    inside = (at >= 0) & (words <= end[at]) & known[task]
+    return _Calls(task[inside], address[inside], [names[row] for row in order[at[inside]]], known)
 
 
-# The words of the stacks, from the innermost; for each the place in `rows` of its task; and which
-# of the stacks are whole.
+# The words of the stacks, from the innermost: for each the place in `rows` of its task, and where
+# it is; and which of the stacks are known.
 def _stacks(
     target: Target, tasks: LockTasks, rows: RowColumn
-) -> tuple[RowColumn, U64Column, BoolColumn]:
-    empty = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64), np.zeros(len(rows), bool)
-    # struct thread_struct of x86-64 and of arm64.
-    field = target.layouts.field("task_struct", "thread.sp") or target.layouts.field(
-        "task_struct", "thread.cpu_context.sp"
-    )
-    if field is None or field.size != WORD or not len(rows):
-        return empty
-    pointers, there = target.memory.gather(
+) -> tuple[RowColumn, U64Column, U64Column, BoolColumn]:
+    field = _stack_pointer(target)
+    if field is None or not len(rows):
+        no_words = np.empty(0, dtype=np.uint64)
+        return np.empty(0, dtype=np.int64), no_words, no_words, np.zeros(len(rows), dtype=bool)
+    pointers, known = target.memory.gather(
         tasks.address[rows] + np.uint64(field.offset), field.size
     )
     pointer = pointers.view("<u8").reshape(-1).astype(np.uint64)
     used = (tasks.stack[rows] + np.uint64(tasks.stack_size) - pointer).view(np.int64)
-    there = there & ~tasks.on_cpu[rows] & (pointer % np.uint64(WORD) == 0)
-    there &= (used > 0) & (used <= tasks.stack_size)
-    count = np.where(there, used // WORD, 0)
+    known &= ~tasks.on_cpu[rows] & (pointer % np.uint64(WORD) == 0)
+    known &= (used > 0) & (used <= tasks.stack_size)
+    count = np.where(known, used // WORD, 0)
     task = np.repeat(np.arange(len(rows)), count)
     word = np.arange(len(task)) - (np.cumsum(count) - count)[task]
-    content, present = target.memory.gather(pointer[task] + (word * WORD).astype(np.uint64), WORD)
-    there[task[~present]] = False
-    return task, content.view("<u8").reshape(-1).astype(np.uint64), there
+    address = pointer[task] + (word * WORD).astype(np.uint64)
+    content, present = target.memory.gather(address, WORD)
+    # A snapshot has no other words of a stack than return addresses.
+    if target.walks is None:
+        known[task[~present]] = False
+    else:
+        known &= marked(len(rows), task[present])
+    words = content.view("<u8").reshape(-1).astype(np.uint64)
+    return task, address, words, known
+
+
+# struct thread_struct of x86-64 and of arm64.
+def _stack_pointer(target: Target) -> Field | None:
+    for path in ("thread.sp", "thread.cpu_context.sp"):
+        field = target.layouts.field("task_struct", path)
+        if field is not None and field.size == WORD:
+            return field
+    return None

@@ -98,6 +98,7 @@ def _open_snapshot(path: str, snapshot: Snapshot, options: TargetOptions) -> Tar
         vmcoreinfo=snapshot.vmcoreinfo,
         load_btf=lambda: btf,
         walks=frozenset(header.walks),
+        functions={name: (ends[0], ends[1]) for name, ends in header.functions.items()},
     )
 
 

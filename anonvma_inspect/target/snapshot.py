@@ -56,6 +56,7 @@ class SnapshotHeader:
     :ivar symbols: Addresses of the symbols that the walks need.
     :ivar walks: The names of the walks whose reads are in the file.
     :ivar anonymized: Whether names of commands and files were left out.
+    :ivar functions: Start and end of functions that can be on the stacks of tasks.
     """
 
     release: str
@@ -66,6 +67,7 @@ class SnapshotHeader:
     symbols: dict[str, int]
     walks: list[str]
     anonymized: bool
+    functions: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     schema: str = SCHEMA
 
 
@@ -182,6 +184,10 @@ def _parse_header(desc: bytes, path: str) -> SnapshotHeader:
             and all(
                 isinstance(name, str) and isinstance(address, int) and 0 <= address < 2**64
                 for name, address in header.symbols.items()
+            )
+            and all(
+                isinstance(name, str) and len(ends) == 2 and 0 <= ends[0] < ends[1] < 2**64
+                for name, ends in header.functions.items()
             )
             and isinstance(header.direct_map, int)
             and 0 <= header.direct_map < 2**64
