@@ -13,6 +13,7 @@ import pytest
 import anonvma_inspect.target
 from anonvma_inspect import __version__
 from anonvma_inspect.cli.app import COMMANDS, app
+from anonvma_inspect.errors import TargetError
 
 from .clirun import Cli
 
@@ -202,8 +203,6 @@ def test_a_file_that_would_be_overwritten(cli: Cli, tmp_path: Path, core: str) -
 @pytest.mark.parametrize(
     ("arguments", "beginning"),
     [
-        (["-k"], "-k: this version does not read the running kernel yet; "),
-        (["--kernel"], "-k: this version does not read the running kernel yet; "),
         (["--qemu", "/run/qmp"], "--qemu: this version does not read a running guest yet; "),
         (["--gdb", "localhost:1234"], "--gdb: this version does not read through a gdb stub yet; "),
     ],
@@ -217,11 +216,36 @@ def test_targets_that_a_later_version_brings(
     assert cli.fails(3, "-c", "x", "audit", *arguments).startswith(beginning)
 
 
-def test_no_target_means_the_running_kernel_for_root(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "user"),
+    [
+        (["audit"], 0),
+        (["-k", "audit"], 1000),
+        (["audit", "--kernel"], 1000),
+        (["-c", "x", "audit", "-k"], 0),
+        (["-c", "/proc/kcore", "audit"], 1000),
+    ],
+)
+def test_the_running_kernel_is_named_or_root_names_nothing(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    user: int,
 ) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert cli.fails(3, "audit").startswith("no target named, and this version does not read the ")
+    opened = []
+
+    def open_target(options: Any) -> Any:
+        opened.append(options.core)
+        raise TargetError("seen")
+
+    monkeypatch.setattr(anonvma_inspect.target, "open_target", open_target)
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    assert Cli(capsys).fails(3, *arguments) == "seen"
+    assert opened == ["/proc/kcore"]
+
+
+def test_nobody_but_root_looks_at_the_running_kernel_unasked(cli: Cli) -> None:
+    assert "-c PATH, or be root to look at the running kernel" in cli.fails(2, "audit")
 
 
 def test_control_characters_of_the_command_line_are_not_repeated(cli: Cli) -> None:

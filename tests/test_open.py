@@ -120,12 +120,6 @@ def test_pipe_and_device(tmp_path: Path) -> None:
         assert "a pipe or a device" in refused(path)
 
 
-def test_running_kernel() -> None:
-    assert "the running kernel, which this version does not read yet" in refused(
-        Path("/proc/kcore")
-    )
-
-
 def test_files_of_the_kernel_can_be_read() -> None:
     """They say that they are empty, and cannot be mapped."""
     assert map_file("/proc/self/status").tobytes().startswith(b"Name:")

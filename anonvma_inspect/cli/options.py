@@ -51,7 +51,9 @@ def _store_target(
         raise UsageError(f"{before} and {option} both name a target: give one of them")
     settings.kind = name
     settings.paths.pop("core", None)
-    if name == "core":
+    if name == "kernel":
+        settings.look_at_kernel()
+    elif name == "core":
         settings.paths["core"] = value
         if describe_file(value) == "vmlinux":
             raise UsageError(
@@ -71,7 +73,7 @@ def shared_options(function: Decorated) -> Decorated:
         return click.option(*names, expose_value=False, callback=_store, **attributes)
 
     options = (
-        option("-k", "--kernel", is_flag=True, help=f"The running kernel ({_LATER})."),
+        option("-k", "--kernel", is_flag=True, help="The running kernel (the default for root)."),
         option("-c", "--core", metavar="PATH", help="A vmcore (ELF or kdump) or a snapshot."),
         option("--qemu", metavar="ADDRESS", help=f"A guest, through QMP ({_LATER})."),
         option("--gdb", metavar="ADDRESS", help=f"A gdb remote stub ({_LATER})."),

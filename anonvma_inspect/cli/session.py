@@ -25,8 +25,6 @@ __all__ = ("Session", "drop", "say", "target_facts")
 T = TypeVar("T")
 
 _LATER = {
-    "kernel": "-k: this version does not read the running kernel yet; dump it, and name the dump "
-    "with -c PATH",
     "qemu": "--qemu: this version does not read a running guest yet; dump it with QMP's "
     "dump-guest-memory, and name the dump with -c PATH",
     "gdb": "--gdb: this version does not read through a gdb stub yet; dump the machine, and name "
@@ -49,18 +47,19 @@ class Session:
     def check_target(self) -> None:
         """Refuse a target that this version cannot open, before anything is done.
 
+        Without one, root looks at the running kernel.
+
         :raises UsageError: if none is named.
         :raises TargetError: if it is of a kind that a later version brings.
         """
         kind = self.settings.kind
         if kind is None:
             if os.geteuid() != 0:
-                raise UsageError("no target: name a vmcore or a snapshot with -c PATH")
-            # The contract's default for root.
-            raise TargetError(
-                "no target named, and this version does not read the running kernel (-k) yet: "
-                "name a vmcore or a snapshot with -c PATH"
-            )
+                raise UsageError(
+                    "no target: name a vmcore or a snapshot with -c PATH, or be root to look at "
+                    "the running kernel"
+                )
+            self.settings.look_at_kernel()
         if kind in _LATER:
             raise TargetError(_LATER[kind])
 

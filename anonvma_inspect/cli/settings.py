@@ -6,7 +6,10 @@ import os
 import sys
 from dataclasses import dataclass, field
 
-__all__ = ("Settings",)
+__all__ = ("KCORE", "Settings")
+
+#: The running kernel, which can be named like any other core.
+KCORE = "/proc/kcore"
 
 
 @dataclass
@@ -26,6 +29,11 @@ class Settings:
     color: str = "auto"
     verbosity: int = 0
     progress: bool | None = None
+
+    def look_at_kernel(self) -> None:
+        """Make the running kernel the target."""
+        self.kind = "kernel"
+        self.paths["core"] = KCORE
 
     @property
     def colored(self) -> bool:

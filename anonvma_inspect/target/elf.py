@@ -21,6 +21,7 @@ __all__ = (
     "ElfCore",
     "LoadSegments",
     "Note",
+    "head_size",
     "parse_core",
     "write_core",
 )
@@ -99,6 +100,26 @@ class ElfCore:
     load: LoadSegments
     notes: tuple[Note, ...]
     complete: bool
+
+
+def head_size(head: bytes) -> int:
+    """How much of a core file is needed to parse it, as far as its beginning tells.
+
+    For a file that can be read but not mapped, such as ``/proc/kcore``.
+
+    :param head: What was read of it so far, from its beginning.
+    :return: Bytes; at most ``len(head)`` if that is enough.
+    """
+    if len(head) < _EHDR.size:
+        return _EHDR.size
+    fields: tuple[int, ...] = _EHDR.unpack_from(head)
+    phoff, phnum = fields[5], fields[10]
+    end = phoff + phnum * _PHDR.itemsize
+    if end > len(head):
+        return end
+    phdrs = np.frombuffer(head, dtype=_PHDR, count=phnum, offset=phoff)
+    notes = phdrs[phdrs["type"] == _PT_NOTE]
+    return max([end, *(int(note["offset"]) + int(note["filesz"]) for note in notes)])
 
 
 def parse_core(data: NDArray[np.uint8], path: str) -> ElfCore:

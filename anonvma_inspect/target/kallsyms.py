@@ -243,8 +243,8 @@ def parse_system_map(
         )
     if found and not any(found.values()):
         raise TargetError(
-            f"{origin}: all addresses are zero: the kernel hides them from users without "
-            "privileges (kptr_restrict); copy /proc/kallsyms as root"
+            f"{origin}: all addresses are zero: the kernel hides them (sysctl "
+            "kernel.kptr_restrict, which must be 0 or 1); read /proc/kallsyms as root"
         )
     return {name.decode(errors="backslashreplace"): value for name, value in found.items()}
 

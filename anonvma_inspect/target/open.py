@@ -11,6 +11,7 @@ from anonvma_inspect.errors import TargetError, UsageError
 from anonvma_inspect.target import elf
 from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.files import TargetOptions, map_file
+from anonvma_inspect.target.kcore import is_kcore, open_kcore
 from anonvma_inspect.target.left_out import parse_kdump
 from anonvma_inspect.target.memory import AddressSpace
 from anonvma_inspect.target.snapshot import Snapshot, decompress, is_compressed, parse_snapshot
@@ -37,11 +38,8 @@ def open_target(options: TargetOptions) -> Target:
     if options.core is None:
         raise UsageError("no target named: give a vmcore or a snapshot with -c PATH")
     path = options.core
-    if Path(path).resolve() == Path("/proc/kcore"):
-        raise TargetError(
-            f"{path}: the running kernel, which this version does not read yet; dump it, and name "
-            "the dump with -c PATH"
-        )
+    if is_kcore(path):
+        return open_kcore(options)
     data = map_file(path)
     head = data[:16].tobytes()
     for magic, advice in _NOT_READ:
