@@ -291,6 +291,8 @@ def test_audit_json() -> None:
         "holes": [{"address": "0xffff888000060000", "size": 64, "needed_for": "anon_vma_chain"}],
         "filtered": None,
         "transient": [],
+        "transient_total": 0,
+        "looked": None,
         "in_flight": [],
         "findings_total": 2,
         "findings": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 
@@ -11,15 +12,17 @@ import click
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.parameters import parse_pid
+from anonvma_inspect.cli.rounds import audit_in_rounds, parse_on_finding
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.invariants.base import Result
-from anonvma_inspect.invariants.catalogue import audit as run_audit
 from anonvma_inspect.invariants.catalogue import select
 from anonvma_inspect.report.audit import AuditReport, Outcome
 from anonvma_inspect.report.escape import printable
 from anonvma_inspect.report.filtered import find_filtered
+from anonvma_inspect.report.looked import Looked
+from anonvma_inspect.target import Target
 
 __all__ = ("command",)
 
@@ -58,6 +61,18 @@ _MAX_TEXT_FINDINGS = 100
     metavar="N",
     help=f"List no more than N findings (default: {_MAX_TEXT_FINDINGS}, in JSON all).",
 )
+@click.option(
+    "--every",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="Of a target that runs: audit again and again, a line a round.",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="That many rounds.")
+@click.option(
+    "--on-finding",
+    metavar="snapshot:DIR",
+    help="Save a snapshot in DIR the moment that a finding is confirmed.",
+)
 @shared_options
 @click.pass_obj
 def command(
@@ -68,6 +83,9 @@ def command(
     leaks: bool,
     strict: bool,
     max_findings: int | None,
+    every: float | None,
+    count: int | None,
+    on_finding: str | None,
 ) -> int:
     """Verify the invariants.
 
@@ -79,24 +97,47 @@ def command(
     numbers = [parse_pid(pid) for pid in pids]
     if leaks and numbers:
         raise UsageError("--leaks is about all processes: it does not go with --pid")
+    if count is not None and every is None:
+        raise UsageError("--count says how many rounds: give --every SECONDS as well")
+    if every is not None and settings.format == "json":
+        raise UsageError("--every answers a line a round: --format jsonl, or table")
+    evidence = None if on_finding is None else parse_on_finding(on_finding)
     target = session.open()
-    tables = session.collect_audit(target, numbers, leaks=leaks)
-    audit = session.timed("checked", lambda: run_audit(tables, invariants))
-    _report_failures(session, audit.failures)
+    if every is not None and not target.live:
+        raise UsageError(f"--every is for a target that runs: {target.path} stays as it is")
     if max_findings is None and settings.format == "table":
         max_findings = _MAX_TEXT_FINDINGS
     elif max_findings is not None:
         max_findings = min(max_findings, sys.maxsize)
-    report = AuditReport(
-        facts=target_facts(target, tables),
-        audit=audit,
-        must_run=frozenset(invariant.code for invariant in invariants) if only else frozenset(),
-        filtered=find_filtered(target, tables.holes),
-        strict=strict,
-        max_findings=max_findings,
-    )
+
+    def save(view: Target) -> None:
+        if evidence is not None:
+            evidence.save(session, view)
+
+    def make_report() -> AuditReport:
+        start, read = time.monotonic(), _bytes_read(target)
+        audit = session.audit(target, numbers, invariants, leaks=leaks, on_finding=save)
+        _report_failures(session, audit.failures)
+        seconds, more = time.monotonic() - start, _bytes_read(target) - read
+        return AuditReport(
+            facts=target_facts(target, audit.tables),
+            audit=audit,
+            must_run=frozenset(each.code for each in invariants) if only else frozenset(),
+            filtered=find_filtered(target, audit.tables.holes),
+            strict=strict,
+            max_findings=max_findings,
+            looked=Looked(seconds, more) if target.live else None,
+        )
+
+    if every is not None:
+        return audit_in_rounds(session, make_report, every, count)
+    report = make_report()
     session.answer(report)
     return EXIT_CODES[report.outcome]
+
+
+def _bytes_read(target: Target) -> int:
+    return 0 if target.meter is None else target.meter.bytes_read
 
 
 # The failure of one check ends neither the others nor the run, but it is not passed over.

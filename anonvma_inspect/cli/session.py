@@ -15,6 +15,8 @@ from anonvma_inspect.errors import TargetError, UsageError
 
 if TYPE_CHECKING:
     from anonvma_inspect.cli.progress import Progress
+    from anonvma_inspect.invariants.base import Invariant
+    from anonvma_inspect.invariants.catalogue import Audit
     from anonvma_inspect.report.facts import TargetFacts
     from anonvma_inspect.report.render import Report
     from anonvma_inspect.tables import Tables
@@ -96,6 +98,39 @@ class Session:
         with self.progress() as progress:
             return self.timed("read", lambda: collect_audit(target, pids, progress, leaks=leaks))
 
+    def audit(
+        self,
+        target: Target,
+        pids: Sequence[int],
+        invariants: Sequence[Invariant],
+        *,
+        leaks: bool = False,
+        on_finding: Callable[[Target], None] = lambda view: None,
+    ) -> Audit:
+        """Read the reverse map of the target and verify it; of one that runs, confirm what that
+        shows.
+
+        :param on_finding: Called when something is confirmed, with what shows it.
+        """
+        from anonvma_inspect.confirm import audit_running
+        from anonvma_inspect.invariants.catalogue import audit
+
+        if target.live:
+            with self.progress() as progress:
+                return audit_running(
+                    target,
+                    pids,
+                    invariants,
+                    leaks=leaks,
+                    progress=progress,
+                    on_finding=on_finding,
+                )
+        tables = self.collect_audit(target, pids, leaks=leaks)
+        made = self.timed("checked", lambda: audit(tables, invariants))
+        if made.findings_total:
+            on_finding(target)
+        return made
+
     def progress(self) -> Progress:
         """Something to tell progress to."""
         from anonvma_inspect.cli.progress import Progress
@@ -129,24 +164,29 @@ class Session:
         if self.settings.verbosity >= 0:
             say(line + "\n")
 
-    def answer(self, report: Report) -> None:
-        """Write a report to standard output."""
+    def answer(self, report: Report) -> bool:
+        """Write a report to standard output.
+
+        :return: Whether anybody reads it.
+        """
         from anonvma_inspect.report.render import render
         from anonvma_inspect.report.style import Style
 
         style = Style(color=self.settings.colored, unicode=self.settings.unicode)
-        _answer(render(report, self.settings.format, style))
+        return _answer(render(report, self.settings.format, style))
 
 
 # Whoever reads the other end of a pipe may go away: no reason to complain, nor to forget the
 # verdict that the exit code tells.
-def _answer(pieces: Iterable[str]) -> None:
+def _answer(pieces: Iterable[str]) -> bool:
     try:
         for piece in pieces:
             sys.stdout.write(piece)
         sys.stdout.flush()
     except BrokenPipeError:
         drop(sys.stdout)
+        return False
+    return True
 
 
 def say(text: str) -> None:

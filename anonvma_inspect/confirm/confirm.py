@@ -41,12 +41,17 @@ class Starts:
     everything: bool
 
 
-def confirm(first: Audit, read_again: Callable[[Starts], Audit]) -> Audit:
+def confirm(
+    first: Audit,
+    read_again: Callable[[Starts], Audit],
+    on_finding: Callable[[], None] = lambda: None,
+) -> Audit:
     """Tell findings from suspicions.
 
     :param first: An audit of a target that runs.
     :param read_again: Makes another one, of a fresh view of the target, by the same invariants, of
         the families of what it is given. A pause before it is its own affair.
+    :param on_finding: Called when a reading confirmed something, before there is another one.
     :return: The first audit with the findings that were confirmed, each as the reading shows it
         that confirmed it; the other ones are in :attr:`Audit.transient`.
     """
@@ -56,7 +61,8 @@ def confirm(first: Audit, read_again: Callable[[Starts], Audit]) -> Audit:
         if not suspicions.undecided:
             break
         now = read_again(_starts(before))
-        suspicions.compare(before.tables, now)
+        if suspicions.compare(before.tables, now):
+            on_finding()
         before = now
     return suspicions.outcome()
 
@@ -86,8 +92,9 @@ class _Suspicions:
         """Whether another reading could tell more."""
         return bool(self._open)
 
-    def compare(self, before: Tables, now: Audit) -> None:
-        """Take another reading into account."""
+    def compare(self, before: Tables, now: Audit) -> bool:
+        """Take another reading into account, and tell whether it confirmed anything."""
+        found = False
         steady = Steady(before, now.tables)
         seen: dict[_Kind, tuple[Result, Violations]] = {}
         opened: dict[_Kind, tuple[U64Column, I64Column]] = {}
@@ -102,6 +109,7 @@ class _Suspicions:
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
             sure = ~done & (count >= _needed(group, now.tables))
             if sure.any():
+                found = True
                 rows = np.flatnonzero(sure)
                 self._groups.setdefault(kind[0], []).append((result, group.only(rows)))
                 confirmed = self._confirmed.get(kind, _NO_ADDRESSES)
@@ -113,6 +121,7 @@ class _Suspicions:
                 seen[kind] = (result, group.only(left))
         self._let_go(seen)
         self._open, self._last_seen = opened, seen
+        return found
 
     # What the newest reading does not show any more was transient.
     def _let_go(self, seen: dict[_Kind, tuple[Result, Violations]]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -31,6 +31,7 @@ def audit_running(
     *,
     leaks: bool = False,
     progress: Progress | None = None,
+    on_finding: Callable[[Target], None] = lambda view: None,
 ) -> Audit:
     """Audit a kernel that runs: what it shows while it is read is confirmed before it counts.
 
@@ -39,18 +40,19 @@ def audit_running(
     :param invariants: See :func:`anonvma_inspect.invariants.catalogue.audit`.
     :param leaks: See :func:`anonvma_inspect.collect.collect_audit`.
     :param progress: Likewise.
+    :param on_finding: Called with the view that confirmed something, when it did.
     :return: See :func:`anonvma_inspect.confirm.confirm`. Its holes are those that persist.
     :raises TargetError: See :func:`anonvma_inspect.collect.collect_audit`.
     :raises NotFoundError: Likewise.
     """
+    view = target
 
     def look(starts: Starts | None = None) -> Tables:
+        nonlocal view
         view = target.again()
         if starts is None or starts.everything or leaks:
             return collect_audit(view, pids, progress, leaks=leaks)
-        return collect_families(
-            view, mms=starts.mms, vmas=starts.vmas, anon_vmas=starts.anon_vmas
-        )
+        return collect_families(view, mms=starts.mms, vmas=starts.vmas, anon_vmas=starts.anon_vmas)
 
     pause = _FIRST_PAUSE
 
@@ -66,7 +68,7 @@ def audit_running(
             break
         later = look()
         tables = dataclasses.replace(later, holes=_in_both(tables.holes, later.holes))
-    return confirm(audit(tables, invariants), read_again)
+    return confirm(audit(tables, invariants), read_again, lambda: on_finding(view))
 
 
 def _in_both(before: Holes, now: Holes) -> Holes:

@@ -132,6 +132,15 @@ class Audit:
         return sum(result.total for result in self.results)
 
     @property
+    def transient_total(self) -> int:
+        """How many suspicions did not become findings."""
+        return sum(result.total for result in self.transient)
+
+    def transients(self) -> Iterator[Finding]:
+        """Those suspicions, by code, address of the object and message."""
+        return itertools.chain.from_iterable(result.findings() for result in self.transient)
+
+    @property
     def totals(self) -> dict[Severity, int]:
         """How many findings there are of each severity."""
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import itertools
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from anonvma_inspect.report.counts import count_objects, describe_counts
 from anonvma_inspect.report.escape import escape, printable
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.filtered import Filtered
+from anonvma_inspect.report.looked import Looked
 from anonvma_inspect.report.style import Style
 from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, span, table
 from anonvma_inspect.tables import Holes
 
-__all__ = ("AuditReport", "Outcome")
+__all__ = ("AuditReport", "Outcome", "finding_document", "finding_text")
 
 SCHEMA = "anonvma-inspect/audit/1"
 _DONE = (State.OK, State.VIOLATED, State.WARNED)
@@ -41,6 +43,7 @@ class AuditReport:
     :ivar filtered: Which of the holes the dump's filter made.
     :ivar strict: Warnings count like errors.
     :ivar max_findings: How many findings to list; ``None``: all.
+    :ivar looked: How a target that runs was read; ``None`` for what stands still.
     """
 
     facts: TargetFacts
@@ -49,6 +52,7 @@ class AuditReport:
     filtered: Filtered | None = None
     strict: bool = False
     max_findings: int | None = None
+    looked: Looked | None = None
 
     items = "findings"
 
@@ -88,11 +92,16 @@ class AuditReport:
                 )
             ],
             "filtered": None if self.filtered is None else self.filtered.document(),
-            "transient": [],
+            "looked": None if self.looked is None else self.looked.document(),
+            "transient_total": self.audit.transient_total,
+            "transient": [
+                finding_document(finding)
+                for finding in itertools.islice(self.audit.transients(), self.max_findings)
+            ],
             "in_flight": [],
             "findings_total": self.audit.findings_total,
             "findings": [
-                _finding_document(finding) for finding in self.audit.findings(self.max_findings)
+                finding_document(finding) for finding in self.audit.findings(self.max_findings)
             ],
         }
 
@@ -105,7 +114,7 @@ class AuditReport:
         invariants = {result.invariant.code: result.invariant for result in self.audit.results}
         shown = 0
         for finding in self.audit.findings(self.max_findings):
-            yield from _finding_text(finding, invariants[finding.code], style)
+            yield from finding_text(finding, invariants[finding.code], style)
             yield ""
             shown += 1
         total = self.audit.findings_total
@@ -120,7 +129,24 @@ class AuditReport:
             if self.filtered is not None:
                 yield self.filtered.message
             yield ""
+        if self.looked is not None:
+            yield self._how_it_looked(self.looked)
+            yield ""
         yield self._last_line(style)
+
+    def _how_it_looked(self, looked: Looked) -> str:
+        by_code = [
+            f"{result.invariant.code} {result.total:,}"
+            for result in self.audit.transient
+            if result.total
+        ]
+        what = f"looked for {looked.describe()}"
+        if not by_code:
+            return f"{what}: no suspicion"
+        return (
+            f"{what}: {counted(self.audit.transient_total, 'suspicion')} transient, not there or "
+            f"not at rest when read again ({', '.join(by_code)})"
+        )
 
     # What was asked for by name and could not be checked.
     def _not_done(self) -> list[str]:
@@ -170,7 +196,8 @@ def _verdict_row(result: Result, style: Style) -> tuple[str, str, str]:
     )
 
 
-def _finding_document(finding: Finding) -> Document:
+def finding_document(finding: Finding) -> Document:
+    """A finding as a part of a JSON answer."""
     where = finding.where
     return {
         "code": finding.code,
@@ -194,7 +221,8 @@ def _finding_document(finding: Finding) -> Document:
     }
 
 
-def _finding_text(finding: Finding, invariant: Invariant, style: Style) -> Iterator[str]:
+def finding_text(finding: Finding, invariant: Invariant, style: Style) -> Iterator[str]:
+    """A finding for people, line by line."""
     paint = style.bad if finding.severity is Severity.ERROR else style.warn
     yield f"{paint(finding.code)} {finding.slug}: {printable(finding.message)}"
     object_ = f"{finding.object_type} {hexadecimal(finding.object_address)}"
