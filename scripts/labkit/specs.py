@@ -23,7 +23,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "pages": {"pages": 32, "sharing": 3},
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
-    "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0},
+    "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0, "quiet": 0, "nice": 0},
     "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }
 
@@ -49,6 +49,9 @@ class Plan:
     kdump: Filter | None = None
     memory: int = 256
     cpus: int = 2
+    #: Run lines that the guest is told (:class:`~.shell.Shell`), with Python and the package in it,
+    #: instead of the workload.
+    shell: bool = False
 
     def arguments(self) -> list[str]:
         """The workload's command line, without its name."""

@@ -1,19 +1,37 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A storm that never ends: processes, pages, threads, ksm, seed. Each process forks, execs itself,
- * protects, unmaps, maps, moves and discards for ever, and its children do some of that and exit;
- * a few processes do it with several threads on one mm. With ksm=1, KSM merges their pages as fast as
- * it can, and is told to take it all back, again and again. Whoever dumps the guest at a random moment
- * finds operations half done. The log says READY once all have started, and nothing after.
+ * A storm that never ends: processes, pages, threads, ksm, quiet, nice, seed. Each process forks,
+ * execs itself, protects, unmaps, maps, moves, grows, locks, advises and discards for ever, and its
+ * children do some of that and exit; a few processes do it with several threads on one mm. With ksm=1,
+ * KSM merges their pages and is told to take it all back, again and again, and pages are moved to make
+ * room for large ones. Whoever dumps the guest at a random moment finds operations half done. With
+ * quiet=N there is also a family of N processes and their parent that do nothing at all once they are
+ * there. The log says READY once all have started, and nothing after; how many operations were done
+ * is the first word of /lab/operations.
  */
 #include "lab.h"
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
+#include <sys/resource.h>
+
+/* Newer than the C library may be. */
+#ifndef MREMAP_DONTUNMAP
+#define MREMAP_DONTUNMAP 4
+#endif
+#define POPULATE_WRITE 23
+#define GUARD_INSTALL 102
+#define GUARD_REMOVE 103
+
+#define QUIET ((char *)0x20000000) /* where the quiet family has its pages */
+#define QUIET_SLOTS 4
+#define CALM_PAGES 32
 
 static long pages, ksm;
-static char *area;
+static char *area, *calm; /* pages that are rarely written to, and so can be merged */
+static int file; /* this program's */
+static uint64_t *operations;
 static __thread sigjmp_buf faulted;
 
 static void on_fault(int number)
@@ -22,9 +40,55 @@ static void on_fault(int number)
     siglongjmp(faulted, 1);
 }
 
+static void write_pages(char *start, unsigned count)
+{
+    if (!sigsetjmp(faulted, 1))
+        for (unsigned i = 0; i < count; i++)
+            lab_write(start + i * LAB_PAGE);
+}
+
+static void advise(char *start, size_t size)
+{
+    static const int advice[] = {
+        MADV_DONTNEED, MADV_FREE,    MADV_DONTFORK, MADV_DOFORK,  MADV_DOFORK,  POPULATE_WRITE,
+        GUARD_INSTALL, GUARD_REMOVE, GUARD_REMOVE,  MADV_PAGEOUT, MADV_COLD,    MADV_UNMERGEABLE,
+    };
+    int one = advice[lab_random(sizeof(advice) / sizeof(advice[0]))];
+
+    madvise(start, size, one == MADV_UNMERGEABLE && ksm && lab_chance(80) ? MADV_MERGEABLE : one);
+}
+
+/* A mapping that faults enlarge downwards, as they do a stack. */
+static void grow_down(void)
+{
+    char *start = mmap(NULL, LAB_PAGE, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN, -1, 0);
+    volatile size_t size = LAB_PAGE;
+
+    if (start == MAP_FAILED)
+        return;
+    if (!sigsetjmp(faulted, 1))
+        for (unsigned i = 0; i < 4; i++) {
+            lab_write(start - i * LAB_PAGE);
+            size = (i + 1) * LAB_PAGE;
+        }
+    munmap(start + LAB_PAGE - size, size);
+}
+
+static void grow_stack(unsigned frames)
+{
+    volatile char frame[2 * LAB_PAGE];
+
+    frame[0] = 1;
+    if (frames)
+        grow_stack(frames - 1);
+    frame[1] = frame[0];
+}
+
 static void operate(uint64_t *state)
 {
     unsigned from, count, to;
+    size_t size;
     char *start, *target;
 
     lab_random_state = *state + (uint64_t)(uintptr_t)state; /* threads race here: so much the better */
@@ -37,41 +101,90 @@ static void operate(uint64_t *state)
         to = pages - count;
     start = area + from * LAB_PAGE;
     target = area + to * LAB_PAGE;
-    switch (lab_random(8)) {
+    size = count * LAB_PAGE;
+    switch (lab_random(16)) {
     case 0:
     case 1:
     case 2:
-        if (!sigsetjmp(faulted, 1))
-            for (unsigned i = 0; i < count; i++)
-                lab_write(start + i * LAB_PAGE);
-        break;
     case 3:
     case 4:
-        mprotect(start, count * LAB_PAGE, lab_chance(30) ? PROT_READ : PROT_READ | PROT_WRITE);
+        write_pages(start, count);
         break;
     case 5:
-        if (from + count <= to || to + count <= from)
-            mremap(start, count * LAB_PAGE, count * LAB_PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, target);
-        break;
     case 6:
-        mmap(start, count * LAB_PAGE, PROT_READ | PROT_WRITE,
-             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+        mprotect(start, size, lab_chance(30) ? PROT_READ : PROT_READ | PROT_WRITE);
+        break;
+    case 7:
+    case 8:
+        if (from + count <= to || to + count <= from)
+            mremap(start, size, size,
+                   MREMAP_MAYMOVE | MREMAP_FIXED | (lab_chance(40) ? MREMAP_DONTUNMAP : 0), target);
+        break;
+    case 9:
+        if (count > 1 && mremap(start, size, LAB_PAGE, 0) != MAP_FAILED)
+            mremap(start, LAB_PAGE, size, 0);
+        break;
+    case 10:
+        mmap(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
         if (ksm)
-            madvise(start, count * LAB_PAGE, MADV_MERGEABLE);
+            madvise(start, size, MADV_MERGEABLE);
+        break;
+    case 11:
+        mmap(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, file, from * LAB_PAGE);
+        break;
+    case 12:
+        munmap(start, size);
+        break;
+    case 13:
+        advise(start, size);
+        break;
+    case 14:
+        if (lab_chance(50))
+            mlock2(start, size, MLOCK_ONFAULT);
+        else
+            munlock(start, size);
         break;
     default:
-        munmap(start, count * LAB_PAGE);
+        grow_down();
     }
+    __atomic_fetch_add(operations, 1, __ATOMIC_RELAXED);
     *state = lab_random_state;
+}
+
+static void *racer(void *argument)
+{
+    uint64_t state = (uint64_t)(uintptr_t)argument;
+
+    for (;;)
+        operate(&state);
+    return NULL;
+}
+
+static void race(uint64_t state)
+{
+    pthread_t ignored;
+
+    pthread_create(&ignored, NULL, racer, (void *)(uintptr_t)state);
 }
 
 static void child_life(uint64_t *state, char *self)
 {
-    pid_t pid = fork();
+    pid_t pid;
 
+    if (lab_chance(10) && !vfork()) {
+        execl(self, self, "brief=1", (char *)NULL);
+        _exit(0);
+    }
+    pid = fork();
     if (pid < 0)
         return;
     if (!pid) {
+        if (ksm && lab_chance(30))
+            write_pages(calm + lab_random(CALM_PAGES - 4) * LAB_PAGE, 1 + lab_random(4));
+        if (lab_chance(30))
+            grow_stack(lab_random(60));
+        if (lab_chance(20))
+            race(*state); /* exits or execs with a thread on its mm */
         for (unsigned i = lab_random(12); i > 0; i--)
             operate(state);
         if (lab_chance(30))
@@ -84,13 +197,13 @@ static void child_life(uint64_t *state, char *self)
     }
 }
 
-static void *racer(void *argument)
+/* Many VMAs: forks, execs and exits take their time. */
+static void fragment(void)
 {
-    uint64_t state = (uint64_t)(uintptr_t)argument;
-
-    for (;;)
-        operate(&state);
-    return NULL;
+    for (long i = 0; i < pages; i += 2) {
+        write_pages(area + i * LAB_PAGE, 1);
+        mprotect(area + i * LAB_PAGE, LAB_PAGE, PROT_READ);
+    }
 }
 
 static void process_life(uint32_t index, long seed, long threads, char *self)
@@ -105,40 +218,56 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
     area = mmap(NULL, pages * LAB_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (area == MAP_FAILED)
         lab_fail("mmap");
-    if (ksm && madvise(area, pages * LAB_PAGE, MADV_MERGEABLE))
-        lab_fail("MADV_MERGEABLE");
-    for (long i = 0; i < pages; i += 2) { /* many VMAs: forks, execs and exits take their time */
-        lab_write(area + i * LAB_PAGE);
-        mprotect(area + i * LAB_PAGE, LAB_PAGE, PROT_READ);
+    if (ksm) {
+        calm = mmap(NULL, CALM_PAGES * LAB_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                    -1, 0);
+        if (calm == MAP_FAILED || madvise(calm, CALM_PAGES * LAB_PAGE, MADV_MERGEABLE) ||
+            madvise(area, pages * LAB_PAGE, MADV_MERGEABLE))
+            lab_fail("MADV_MERGEABLE");
+        write_pages(calm, CALM_PAGES);
     }
-    for (long i = 0; index % 4 == 0 && i < threads; i++) {
-        pthread_t ignored;
-
-        pthread_create(&ignored, NULL, racer, (void *)(uintptr_t)(state + i));
-    }
+    fragment();
+    for (long i = 0; index % 4 == 0 && i < threads; i++)
+        race(state + i);
     lab_post(index);
     for (;;) {
         for (unsigned i = lab_random(20); i > 0; i--)
             operate(&state);
         child_life(&state, self);
         lab_random_state = state;
+        if (lab_chance(3))
+            fragment();
         while (waitpid(-1, NULL, lab_chance(20) ? 0 : WNOHANG) > 0)
             ;
     }
 }
 
-static void set(const char *name, const char *value)
+static void set(const char *path, const char *value)
 {
-    char path[64];
-    int file;
+    int to = open(path, O_WRONLY | O_CLOEXEC);
 
-    snprintf(path, sizeof(path), "/sys/kernel/mm/ksm/%s", name);
-    file = open(path, O_WRONLY | O_CLOEXEC);
-    if (file < 0)
+    if (to < 0)
         lab_fail(path);
-    if (write(file, value, strlen(value)) < 0 && errno != EBUSY)
+    if (write(to, value, strlen(value)) < 0 && errno != EBUSY)
         lab_fail(path);
-    close(file);
+    close(to);
+}
+
+#define KSM "/sys/kernel/mm/ksm/"
+
+/* KSM's thread is polite, and would never get through in a storm. */
+static void hurry_ksm(void)
+{
+    for (int pid = 2; pid < 300; pid++) {
+        char path[32], comm[16] = "";
+        int from;
+
+        snprintf(path, sizeof(path), "/proc/%d/comm", pid);
+        from = open(path, O_RDONLY | O_CLOEXEC);
+        if (from >= 0 && read(from, comm, sizeof(comm) - 1) > 0 && !strcmp(comm, "ksmd\n"))
+            setpriority(PRIO_PROCESS, pid, -10);
+        close(from);
+    }
 }
 
 /* Merges for a while, then takes back all that was merged; only then it may be merged otherwise. */
@@ -146,16 +275,48 @@ static void ksm_life(long seed)
 {
     lab_name("storm-ksm");
     lab_seed(seed, 1000);
-    set("pages_to_scan", "100000");
-    set("sleep_millisecs", "0");
+    hurry_ksm();
+    set(KSM "pages_to_scan", "300");
+    set(KSM "sleep_millisecs", "20"); /* the others want to run as well */
     for (;;) {
-        set("run", "1");
-        usleep(300000 + lab_random(2000000));
+        set(KSM "run", "1");
+        usleep(300000 + lab_random(5000000));
         if (lab_chance(50)) {
-            set("run", "2");
-            set("max_page_sharing", lab_chance(50) ? "2" : "256");
-            set("merge_across_nodes", lab_chance(50) ? "1" : "0");
+            set(KSM "run", "2");
+            set(KSM "max_page_sharing", lab_chance(50) ? "2" : "256");
+            set(KSM "merge_across_nodes", lab_chance(50) ? "1" : "0");
         }
+        set("/proc/sys/vm/compact_memory", "1"); /* migration looks pages up in the reverse map */
+    }
+}
+
+/* Each writes to some pages that it has from its parent, so that all have anon_vmas of their own. */
+static void quiet_life(unsigned children)
+{
+    size_t slot = 8 * LAB_PAGE;
+    char comm[16];
+
+    lab_name("quiet-parent");
+    for (unsigned i = 0; i < QUIET_SLOTS; i++) {
+        char *want = QUIET + i * 2 * slot;
+
+        if (mmap(want, slot, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0) != want)
+            lab_fail("mmap of the quiet family");
+        lab_write(want);
+    }
+    for (unsigned child = 0; child < children; child++) {
+        uint32_t index = lab_index();
+
+        if (!lab_fork()) {
+            snprintf(comm, sizeof(comm), "quiet-%u", (uint16_t)child);
+            lab_name(comm);
+            for (unsigned i = 0; i < QUIET_SLOTS; i++)
+                lab_write(QUIET + i * 2 * slot + (1 + child % 7) * LAB_PAGE);
+            lab_post(index);
+            lab_sleep_for_ever();
+        }
+        lab_await(index);
     }
 }
 
@@ -164,15 +325,38 @@ int main(int argc, char **argv)
     struct sigaction action = {.sa_handler = on_fault, .sa_flags = SA_NODEFER};
     long processes = lab_parameter(argc, argv, "processes", 24);
     long threads = lab_parameter(argc, argv, "threads", 2);
+    long quiet = lab_parameter(argc, argv, "quiet", 0);
     long seed = lab_parameter(argc, argv, "seed", 1);
+    int counts;
 
     if (lab_parameter(argc, argv, "brief", 0))
         return 0;
     pages = lab_parameter(argc, argv, "pages", 160);
     ksm = lab_parameter(argc, argv, "ksm", 0);
+    if (nice(lab_parameter(argc, argv, "nice", 0)) < 0) /* was 0 */
+        lab_fail("nice");
     sigaction(SIGSEGV, &action, NULL);
+    sigaction(SIGBUS, &action, NULL); /* behind the end of the file */
     lab_name("storm-main");
+    prctl(PR_SET_CHILD_SUBREAPER, 1);
     lab_board_make();
+    file = open(argv[0], O_RDONLY | O_CLOEXEC);
+    counts = open("/lab/operations", O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (file < 0 || counts < 0 || ftruncate(counts, LAB_PAGE))
+        lab_fail("opening files");
+    operations = mmap(NULL, LAB_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, counts, 0);
+    if (operations == MAP_FAILED)
+        lab_fail("mmap of the count of operations");
+    if (quiet) {
+        uint32_t index = lab_index();
+
+        if (!lab_fork()) {
+            quiet_life(quiet);
+            lab_post(index);
+            lab_sleep_for_ever();
+        }
+        lab_await(index);
+    }
     for (long i = 0; i < processes; i++) {
         uint32_t index = lab_index();
 
@@ -183,5 +367,7 @@ int main(int argc, char **argv)
     if (ksm && !lab_fork())
         ksm_life(seed);
     lab_ready();
-    lab_sleep_for_ever();
+    for (;;) /* of orphans too: process 1 may have other things to do */
+        if (waitpid(-1, NULL, 0) < 0)
+            pause();
 }
