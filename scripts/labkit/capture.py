@@ -14,6 +14,7 @@ from .busybox import find_busybox
 from .errors import GuestError
 from .figures import figures
 from .guest import Guest, qemu_version
+from .interpreter import package_archive, python_archive
 from .kernels import KernelImage, config_facts, fetch, fetch_system_map, kernel
 from .machines import MACHINES, Machine
 from .modules import find_modules
@@ -70,10 +71,14 @@ class Lab:
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
             programs = {
                 name: compile_program(name, Path(scratch) / name, machine.compiler)
-                for name in ("witness", plan.workload)
+                for name in (("storm", "many") if plan.shell else ("witness", plan.workload))
             }
             busybox = find_busybox(wanted, self.cache)
-            archive = initramfs.build(busybox, programs, modules, command, files)
+            if plan.shell:
+                archive = initramfs.build_shell(busybox, programs, modules)
+                archive += python_archive(self.cache) + package_archive(self.root)
+            else:
+                archive = initramfs.build(busybox, programs, modules, command, files)
         words = (f"console={machine.console}", _APPEND, wanted.append, plan.append)
         append = " ".join(filter(None, words))
         return Prepared(plan, machine, image, archive, append)
@@ -90,7 +95,7 @@ class Lab:
             cpus=prepared.plan.cpus,
             accelerator=self.accelerator,
             disk=disk,
-            talk=bool(prepared.plan.parameters.get("talk")),
+            talk=prepared.plan.shell or bool(prepared.plan.parameters.get("talk")),
         )
 
     def run(

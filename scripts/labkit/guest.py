@@ -31,15 +31,15 @@ def qemu_version(machine: Machine) -> str:
     return match.group(1) if match else "unknown"
 
 
-# What comes out of the port goes to the file; what the socket is told, if there is one, goes in.
+# What comes out of the port goes to the file, or to the socket, if what that is told shall go in.
+# (Not to both: a socket that is slow makes QEMU write twice to a log file.)
 def _word_port(machine: Machine, word: Path, socket: Path | None) -> list[str]:
     device = ("-serial", "chardev:word")
     if machine.word_device is not None:
         device = ("-device", f"{machine.word_device},chardev=word")
     if socket is None:
         return ["-chardev", f"file,id=word,path={word}", *device]
-    where = f"path={socket},server=on,wait=off,logfile={word}"
-    return ["-chardev", f"socket,id=word,{where}", *device]
+    return ["-chardev", f"socket,id=word,path={socket},server=on,wait=off", *device]
 
 
 def _disk(path: Path | None) -> list[str]:
@@ -97,6 +97,7 @@ class Guest:
             *_disk(disk),
             *("-qmp", f"unix:{control},server=on,wait=off"),
         ]
+        self._talk = talk
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: Qmp | None = None
         self._port: socket.socket | None = None
@@ -109,8 +110,10 @@ class Guest:
             )
         try:
             self._qmp = Qmp(self._scratch / "qmp")
+            if self._talk:
+                self._connect()
         except GuestError as error:
-            failure = self._failure(str(error))
+            failure = self.failure(str(error))
             self.__exit__(None, None, None)
             raise failure from None
         return self
@@ -130,8 +133,8 @@ class Guest:
             self._process.wait()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
-    # The error to raise, with what QEMU and the guest's kernel said last.
-    def _failure(self, sentence: str) -> GuestError:
+    def failure(self, sentence: str) -> GuestError:
+        """The error to raise, with what QEMU and the guest's kernel said last."""
         lines = [sentence]
         try:
             complaint = (self._scratch / "errors").read_text(errors="replace").strip()
@@ -152,7 +155,7 @@ class Guest:
         try:
             return self._qmp.execute(command, timeout, **arguments)
         except GuestError as error:
-            raise self._failure(str(error)) from None
+            raise self.failure(str(error)) from None
 
     def wait(self, timeout: float, until: str = "LAB-DONE", start: int = 0) -> int:
         """Wait until the witness has said all it had to say, or the console says something else.
@@ -161,7 +164,6 @@ class Guest:
         :param start: Where in the console's text to begin.
         :return: Where in the console's text that line ends.
         """
-        assert self._process is not None, "used outside of its 'with' block"
         deadline = time.monotonic() + timeout
         wanted = re.compile(rf"\b(LAB-FAILED|{until})\b[^\n]*\n".encode())
         while True:
@@ -170,42 +172,63 @@ class Guest:
                 match = wanted.search(file.read())
             if match and match.group(1) == b"LAB-FAILED":
                 line = match.group().decode("latin-1").strip()
-                raise self._failure(f"The workload failed in the guest: {line}")
+                raise self.failure(f"The workload failed in the guest: {line}")
             if match:
                 return start + match.end()
-            if self._process.poll() is not None:
-                code = self._process.returncode
-                raise self._failure(
-                    f"The guest ended by itself, by a panic perhaps (QEMU: status {code})."
-                )
-            status = self._ask("query-status")
-            state = status.get("status") if isinstance(status, dict) else None
-            if state in _DEAD:
-                raise self._failure(f"The guest died ({state}).")
+            self.check()
             if time.monotonic() > deadline:
-                raise self._failure(f"The guest was not ready within {timeout:.0f} s.")
+                raise self.failure(f"The guest was not ready within {timeout:.0f} s.")
             time.sleep(0.02 if start else 0.2)
+
+    # Before the guest writes to the port: what nobody listens to is lost.
+    def _connect(self) -> None:
+        self._port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._port.connect(str(self._scratch / "port"))
+        except OSError as error:
+            raise GuestError(f"QEMU does not open the second serial port: {error}") from None
+        self._port.setblocking(False)
+
+    # What came through the port since, into the file.
+    def _listen(self) -> None:
+        if self._port is None:
+            return
+        with contextlib.suppress(BlockingIOError), self._word.open("ab") as file:
+            while data := self._port.recv(65536):
+                file.write(data)
 
     def go_on(self) -> None:
         """Tell the workload, through the second serial port, to go on."""
-        try:
-            if self._port is None:
-                self._port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-                self._port.connect(str(self._scratch / "port"))
-                self._port.setblocking(False)
-            self._port.sendall(b"\n")
-            # What comes out is in the file as well; here it would fill up and stop the guest.
-            with contextlib.suppress(BlockingIOError):
-                while self._port.recv(65536):
-                    pass
-        except OSError as error:
-            raise self._failure(
-                f"The guest's second serial port does not listen: {error}"
-            ) from None
+        self.tell(b"\n")
 
-    def word(self) -> bytes:
-        """What came through the second serial port so far."""
-        return self._word.read_bytes()
+    def tell(self, what: bytes) -> None:
+        """Write to the guest's second serial port."""
+        assert self._port is not None, "this guest does not talk"
+        try:
+            self._port.sendall(what)
+            self._listen()
+        except OSError as error:
+            raise self.failure(f"The guest's second serial port does not listen: {error}") from None
+
+    def word(self, start: int = 0) -> bytes:
+        """What came through the second serial port so far, from byte `start` on."""
+        self._listen()
+        with self._word.open("rb") as file:
+            file.seek(start)
+            return file.read()
+
+    def check(self) -> None:
+        """Raise a GuestError if the guest is dead."""
+        assert self._process is not None, "used outside of its 'with' block"
+        if self._process.poll() is not None:
+            code = self._process.returncode
+            raise self.failure(
+                f"The guest ended by itself, by a panic perhaps (QEMU: status {code})."
+            )
+        status = self._ask("query-status")
+        state = status.get("status") if isinstance(status, dict) else None
+        if state in _DEAD:
+            raise self.failure(f"The guest died ({state}).")
 
     def stop(self) -> None:
         self._ask("stop")

@@ -14,7 +14,7 @@ from .modules import read_module
 from .programs import HERE
 from .symbols import NAMES
 
-__all__ = ("Archive", "build", "build_capture")
+__all__ = ("Archive", "build", "build_capture", "build_shell")
 
 
 def _padded(data: bytes) -> bytes:
@@ -85,6 +85,14 @@ def build(
     archive.file("lab/command", (" ".join(command) + "\n").encode())
     for name, content in (files or {}).items():
         archive.file(name, content)
+    return archive.finish()
+
+
+def build_shell(busybox: Path, programs: Mapping[str, Path], modules: Sequence[Path]) -> bytes:
+    """The archive of a guest that is told what to do; further archives may follow it."""
+    archive = _begin(busybox, "shell-init", modules)
+    for name, path in sorted(programs.items()):
+        archive.file(f"lab/{name}", path.read_bytes(), 0o755)
     return archive.finish()
 
 
