@@ -20,15 +20,19 @@ from labkit.errors import GuestError, LabError
 from labkit.faults import Operation, Step, complaints, failed_in
 from labkit.figures import figures
 from labkit.initramfs import Archive
+from labkit.interpreter import compiled, dependencies, libraries
 from labkit.kdump import dump_names
 from labkit.kernels import KERNELS, config_facts, kernel
 from labkit.makedumpfile import Filter, compression_of
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
 from labkit.programs import HERE, WORKLOADS
+from labkit.shell import split
 from labkit.specs import FIXTURES, PARAMETERS, fixture, plan
+from labkit.storm import Series
 from labkit.symbols import NAMES, pick, write_map
 from labkit.system import Need, require
+from labkit.verdict import read_verdict
 from labkit.versions import compare_versions
 from labkit.word import checksum, parse_event, parse_word, records
 
@@ -388,3 +392,80 @@ def test_plan() -> None:
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(LabError, match=r"apt-get install .* absent-package$"):
         require([Need("sh", "dash"), Need("no-such-program", "absent-package")])
+
+
+def test_interpreter_of_a_guest(tmp_path: Path) -> None:
+    listing = (
+        "\tlinux-vdso.so.1 (0x00007f9434020000)\n"
+        "\tlibpython3.11.so.1.0 => /opt/lib/libpython3.11.so.1.0 (0x00007f9433a00000)\n"
+        "\tlibgone.so => not found\n"
+        "\t/lib64/ld-linux-x86-64.so.2 (0x00007f9434022000)\n"
+    )
+    assert libraries(listing) == [
+        Path("/opt/lib/libpython3.11.so.1.0"),
+        Path("/lib64/ld-linux-x86-64.so.2"),
+    ]
+    assert libraries("\tstatically linked\n") == []
+    names = {one.name.lower() for one in dependencies("anonvma-inspect")}
+    assert {"drgn", "numpy", "click", "tabulate", "pygments"} <= names
+    assert not {"pytest", "mypy", "anonvma-inspect"} & names
+    # Without its source, as it is in the guest.
+    (tmp_path / "made_here.pyc").write_bytes(compiled(b"WORD = 'said'\n", "/made_here.py"))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        assert __import__("made_here").WORD == "said"
+    finally:
+        sys.path.remove(str(tmp_path))
+        del sys.modules["made_here"]
+
+
+def test_lines_of_a_guest() -> None:
+    assert split(b"one\ntwo\nthr") == (["one", "two"], 8)
+    assert split(b"thr") == ([], 0)
+    assert split(b"three\n\xff\n") == (["three", "\ufffd"], 8)
+
+
+ANSWER = {
+    "counts": {"vmas": 7},
+    "findings": [
+        {
+            "severity": severity,
+            "code": code,
+            "message": "is odd",
+            "object": {"type": "anon_vma", "address": "0x10"},
+            "expected": "1",
+            "actual": "2",
+        }
+        for severity, code in (("error", "AV402"), ("error", "AV402"), ("warning", "AV404"))
+    ],
+    "in_flight": [{"operation": "fork"}, {"operation": "exit"}, {"operation": "fork"}],
+    "transient": [{}, {}],
+}
+
+
+def test_verdict() -> None:
+    made = read_verdict(1, json.dumps(ANSWER))
+    assert (made.errors, made.warnings) == ({"AV402": 2}, {"AV404": 1})
+    assert made.in_flight == {"fork": 2, "exit": 1}
+    assert (made.transient, made.counts, made.wrong) == (2, {"vmas": 7}, True)
+    assert made.said[0] == "AV402 is odd: anon_vma 0x10, expected 1, actual 2"
+    assert read_verdict(0, json.dumps({"findings": [], "transient": 3})).transient == 3
+    # No answer is not a clean one.
+    for code, answer in ((3, "{}"), (0, ""), (0, "[]"), (-9, json.dumps(ANSWER))):
+        failed = read_verdict(code, answer, "one\nno such thing\n")
+        assert failed.wrong
+        assert (failed.errors, failed.said) == ({"failed": 1}, ["one", "no such thing"])
+
+
+def test_series_goes_on(tmp_path: Path) -> None:
+    series = Series.load(tmp_path / "x.json")
+    assert series.rows == []
+    series.add(read_verdict(1, json.dumps(ANSWER)), seed=4, seconds=0.5)
+    series.add(read_verdict(0, json.dumps({**ANSWER, "findings": []})), seed=4, seconds=1.5)
+    again = Series.load(tmp_path / "x.json")
+    assert again.rows == series.rows
+    assert again.wrong == 1
+    text = "\n".join(again.summary("x"))
+    assert "2 dumps of 7 to 7 VMAs, 1 with errors, 2 with operations in flight" in text
+    assert "errors: AV402 2" in text
+    assert "in_flight: exit 2, fork 4" in text

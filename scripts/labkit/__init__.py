@@ -8,17 +8,19 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
                build makes those of our own configuration
     machines   the architectures of guests; busybox and modules what goes into one
     programs   the C programs (workloads, witness), compiled static
-    initramfs  a cpio archive written here, byte by byte
+    initramfs  a cpio archive written here, byte by byte; interpreter one with Python in it
     guest      one QEMU, from start to end; qmp is how it is spoken to
+    shell      a guest that is told what to do
     word       what the witness in the guest wrote, taken apart
     manifest   the JSON beside each dump or fixture
     specs      the fixtures, and the parameters of the workloads
     capture    a dump, step by step; storm the same for a guest that never rests
     kdump      the same by crashing the guest, with makedumpfile in a second kernel
     faults     a dump after each allocation that failed; judge is the package's verdict on one
+    verdict    the same as the command line gives it
     fixtures   dumps made into fixtures
     figures    what a workload must come to, worked out by hand
 
-But for model and judge, nothing here knows the package that inspects the dumps: what the lab says
-must stand on its own.
+But for model, judge and verdict, nothing here knows the package that inspects the dumps: what the
+lab says must stand on its own.
 """

@@ -20,14 +20,18 @@ from .makedumpfile import COMPRESSIONS, Filter
 from .model import run_scripts
 from .programs import WORKLOADS
 from .specs import FIXTURES, PARAMETERS, Plan, fixture, plan
+from .storm import Series
 from .storm import storm as run_storm
+from .storm import storms as run_storms
 from .system import for_packages, require
+from .verdict import audited
 
 __all__ = ("main",)
 
 ROOT = Path(__file__).resolve().parents[2]
 
 _NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+_NEW_DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
 def _say(line: str) -> None:
@@ -174,7 +178,7 @@ def kdump_command(
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_NEW_DIRECTORY,
     required=True,
     help="The directory for the cores.",
 )
@@ -189,6 +193,53 @@ def storm(
     _say(f"Wrote {len(cores)} dumps to {output}")
 
 
+# The storm that audits are tried on, unless words say otherwise.
+_STORM = ("ksm=1", "quiet=6")
+
+
+@cli.command("storms")
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option(
+    "--dumps",
+    type=click.IntRange(1),
+    default=50,
+    show_default=True,
+    help="Until there are so many.",
+)
+@click.option("--a-boot", type=click.IntRange(1), default=20, show_default=True)
+@click.option("--again", is_flag=True, help="Begin anew, do not go on.")
+@click.option("--memory", type=int, default=224, show_default=True, help="MiB of the guest.")
+@click.option("--keep", type=_NEW_DIRECTORY, help="Keep dumps with errors in this directory.")
+@click.pass_obj
+def storms_command(
+    lab: Lab,
+    kernel_name: str,
+    parameters: tuple[str, ...],
+    dumps: int,
+    a_boot: int,
+    again: bool,
+    memory: int,
+    keep: Path | None,
+) -> None:
+    """Audit dumps of guests that never rest, taken at random moments, many a boot.
+
+    Goes on where it was, by .lab/storms-KERNEL.json. Exits 0 only if no audit found an error.
+    """
+    kernel(kernel_name)
+    name = f"storms-{kernel_name}"
+    path = lab.cache / f"{name}.json"
+    if again:
+        path.unlink(missing_ok=True)
+    one = plan(name, kernel_name, "storm", (*_STORM, *parameters), memory=memory)
+    series = Series.load(path)
+    run_storms(lab, one, series, dumps, audited, click.echo, a_boot=a_boot, keep=keep)
+    for line in series.summary(name):
+        click.echo(line)
+    if series.wrong:
+        raise LabError(f"In {series.wrong} of {len(series.rows)} dumps an audit found errors")
+
+
 @cli.command()
 @click.argument("kernel_names", metavar="KERNEL...", nargs=-1, required=True)
 @click.option("--scripts", type=click.IntRange(1), default=200, show_default=True)
@@ -196,7 +247,7 @@ def storm(
 @click.option("--operations", type=click.IntRange(3, 400), default=60, show_default=True)
 @click.option(
     "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_NEW_DIRECTORY,
     help="Keep the dumps in this directory.",
 )
 @click.pass_obj
@@ -246,7 +297,7 @@ def debuginfo(lab: Lab, kernel_name: str) -> None:
 @click.option("--memory", type=int, default=96, show_default=True, help="MiB of the guest.")
 @click.option(
     "--keep",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=_NEW_DIRECTORY,
     help="A directory for dumps with which something is wrong.",
 )
 @click.pass_obj
