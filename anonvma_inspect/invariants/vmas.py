@@ -351,14 +351,15 @@ INVARIANTS = (
             "said of an mm that is locked for write."
         ),
         consequence=(
-            "Faults never use the VMA's lock and take the slow way, or wait for a count that "
-            "nobody raises; from v6.15 on, dropping the mark a second time warns, and the VMA is "
-            "freed under its readers."
+            "A fault takes the VMA for one that was replaced since it was found, and looks for it "
+            "again, for ever; from v6.15 on, taking the mark away a second time brings the count "
+            "below zero."
         ),
         lock="The mm's mmap_lock, for write.",
         source=(
-            "vma_mark_detached(), vma_init() in include/linux/mm.h, vms_gather_munmap_vmas() in "
-            "mm/vma.c (v6.12); vma_mark_attached() in include/linux/mmap_lock.h (v7.2)."
+            "vma_mark_detached(), vma_init() in include/linux/mm.h, lock_vma_under_rcu() in "
+            "mm/memory.c, vms_gather_munmap_vmas() in mm/vma.c (v6.12); vma_mark_attached() in "
+            "include/linux/mmap_lock.h (v7.2)."
         ),
         eras=(
             "v6.4 and later with CONFIG_PER_VMA_LOCK: detached; since v6.15 vm_refcnt, 0 for a "
