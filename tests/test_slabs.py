@@ -613,6 +613,26 @@ class Known(Partial):
         return rows, present
 
 
+@pytest.mark.parametrize(
+    ("name", "variable"),
+    [
+        *(("mixed-6.12", variable) for variable, _, _ in KINDS),
+        *(("mixed-6.12", variable) for variable in ("__kfence_pool", "kfence_metadata")),
+        *(("mixed-7.3", variable) for variable in ("nr_node_ids", "__cpu_possible_mask")),
+        ("forktree-5.10", "vmemmap_base"),
+    ],
+)
+def test_variable_is_not_in_the_target(name: str, variable: str) -> None:
+    """Something is not looked at for want of it, so that the answer is incomplete."""
+    target = BY_NAME[name].target
+    at = target.symbols[variable]
+    memory = Partial(target.memory, at, at + 8)
+    tables = collect_audit(dataclasses.replace(target, memory=memory), leaks=True)
+    assert not audit(tables).findings_total
+    assert (at, variable) in zip(tables.holes.address, tables.holes.needed_for, strict=True)
+    assert not tables.complete
+
+
 def test_unknown_vmemmap() -> None:
     target = without(SOME.target, "vmemmap_base")
     facts = SOME.target.vmcoreinfo.replace(b"SYMBOL(vmemmap)", b"SYMBOL(xxxxxxx)")

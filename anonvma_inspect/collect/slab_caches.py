@@ -13,7 +13,15 @@ from anonvma_inspect.kernel.slab import SlabEra, objects_per_slab
 from anonvma_inspect.target.memory import WORD, Memory, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("Cache", "per_cpu", "read_cache", "read_cpus", "read_names", "read_words")
+__all__ = (
+    "Cache",
+    "per_cpu",
+    "read_cache",
+    "read_cpus",
+    "read_names",
+    "read_variable",
+    "read_words",
+)
 
 # Names of caches are short; include/linux/slab.h knows no limit.
 _MAX_NAME = 64
@@ -111,7 +119,7 @@ def _barns(reader: Reader, era: SlabEra, target: Target, address: int) -> U64Col
 
 # A kernel for one node has an array of one.
 def _nodes(reader: Reader, target: Target, length: int) -> int:
-    said = _variable(reader, target, "nr_node_ids", 4)
+    said = read_variable(reader, target, "nr_node_ids", 4)
     count = 1 if said is None else int(said.view("<u4")[0])
     return min(max(count, 1), length, _MAX_NODES)
 
@@ -132,20 +140,28 @@ def read_cpus(reader: Reader, target: Target) -> U64Column | None:
 def _possible_cpus(reader: Reader, target: Target) -> U64Column | None:
     size = min(target.layouts.size("cpumask") or 0, _MAX_CPUS // 8)
     if size and "__cpu_possible_mask" in target.symbols:
-        rows = _variable(reader, target, "__cpu_possible_mask", size)
+        rows = read_variable(reader, target, "__cpu_possible_mask", size)
         if rows is None:
             return None
         return np.flatnonzero(np.unpackbits(rows, bitorder="little")).astype(np.uint64)
-    rows = _variable(reader, target, "nr_cpu_ids", 4)
+    rows = read_variable(reader, target, "nr_cpu_ids", 4)
     if rows is None:
         return None
     return np.arange(min(int(rows.view("<u4")[0]), _MAX_CPUS), dtype=np.uint64)
 
 
-def _variable(reader: Reader, target: Target, name: str, size: int) -> NDArray[np.uint8] | None:
+def read_variable(
+    reader: Reader, target: Target, name: str, size: int = WORD
+) -> NDArray[np.uint8] | None:
+    """Bytes of a variable of the kernel's.
+
+    :return: ``None`` if it is not known where it is, or if it is not there.
+    """
     if name not in target.symbols:
         return None
-    rows, present = reader.memory.gather(np.array([target.symbols[name]], dtype=np.uint64), size)
+    at = np.array([target.symbols[name]], dtype=np.uint64)
+    rows, present = reader.memory.gather(at, size)
+    reader.hole(at[~present], size, name)
     return rows[0] if present[0] else None
 
 

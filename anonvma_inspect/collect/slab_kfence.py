@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.collect.reader import Reader
-from anonvma_inspect.collect.slab_caches import read_words
+from anonvma_inspect.collect.slab_caches import read_variable
 from anonvma_inspect.kernel.slab import KfenceEra, SlabEra
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
@@ -38,15 +38,15 @@ class Kfence:
 
         :return: ``None`` if this kernel has none, or does not tell where it is.
         """
-        names = ("__kfence_pool", "kfence_metadata")
-        if era.kfence is None or not all(name in target.symbols for name in names):
+        if era.kfence is None:
             return None
-        variables = np.array([target.symbols[name] for name in names], dtype=np.uint64)
-        words, present = read_words(reader.memory, variables)
-        if not present.all() or reader.space.wild(words[:1])[0]:
+        pool, metadata = (
+            read_variable(reader, target, name) for name in ("__kfence_pool", "kfence_metadata")
+        )
+        if pool is None or metadata is None or reader.space.wild(pool.view("<u8"))[0]:
             return None
-        arrays = (int(words[1]), int(variables[1]))
-        return Kfence(reader, era.kfence, int(words[0]), arrays)
+        arrays = (int(metadata.view("<u8")[0]), target.symbols["kfence_metadata"])
+        return Kfence(reader, era.kfence, int(pool.view("<u8")[0]), arrays)
 
     def look_up(self, pages: U64Column) -> tuple[U64Column, BoolColumn, BoolColumn]:
         """The objects that pages hold.

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.collect.reader import Progress, Reader
-from anonvma_inspect.collect.slab_caches import Cache, read_cache, read_cpus, read_names, read_words
+from anonvma_inspect.collect.slab_caches import (
+    Cache,
+    read_cache,
+    read_cpus,
+    read_names,
+    read_variable,
+)
 from anonvma_inspect.collect.slab_free import (
     FreeLists,
     cpu_freelists,
@@ -66,7 +72,8 @@ def collect_slabs(
     reader = Reader(target, progress)
     found = _Slabs.of(target, tables, reader, leaks)
     if isinstance(found, str):
-        return dataclasses.replace(tables, allocation=_not_read(tables, found))
+        holes = reader.holes(tables.holes)
+        return dataclasses.replace(tables, allocation=_not_read(tables, found), holes=holes)
     allocation = found.collect()
     if isinstance(allocation, str):
         return dataclasses.replace(tables, allocation=_not_read(tables, allocation))
@@ -161,6 +168,8 @@ class _Slabs:
             return era
         vmemmap = find_vmemmap(target, facts)
         if vmemmap is None:
+            # If that is because it is not there, it is a hole.
+            read_variable(reader, target, "vmemmap_base")
             return "where struct page is (vmemmap) is not known"
         vmas, avcs, anon_vmas = tables.vmas, tables.avcs, tables.anon_vmas
         full = anon_vmas.rb_root != 0
@@ -253,9 +262,8 @@ class _Slabs:
 
     # What the variable of a kind of objects points to; 0 if that is not known.
     def _named(self, kind: _Kind) -> int:
-        symbol = self.target.symbols.get(kind.variable, 0)
-        words, present = read_words(self.reader.memory, np.array([symbol], dtype=np.uint64))
-        return int(words[0]) if present[0] else 0
+        said = read_variable(self.reader, self.target, kind.variable)
+        return 0 if said is None else int(said.view("<u8")[0])
 
     # The cache of a kind of objects: that which most of them are in, or which its variable points
     # to if that cannot be told. (A wrong variable would put all of them into the wrong place.)
@@ -334,7 +342,7 @@ class _Slabs:
             (self.pages.column("objects") == np.uint64(1))
             & np.isin(self._slab_caches(), np.array(several, dtype=np.uint64))
         )
-        kfence = Kfence.of(self.reader, self.era, self.target)
+        kfence = Kfence.of(self.reader, self.era, self.target) if len(slab) else None
         if kfence is None:
             unknown = np.zeros(len(slab), dtype=bool)
             return _Guarded(slab, np.zeros(len(slab), dtype=np.uint64), unknown, unknown)
