@@ -665,6 +665,7 @@ class BtfLayouts:
         self.btf = btf
         self._found: dict[str, int | None] = {}
         self._members: dict[int, dict[str, Member]] = {}
+        self._fields: dict[tuple[str, str], Field | None] = {}
 
     def size(self, name: str) -> int | None:
         """See :meth:`~anonvma_inspect.target.layouts.Layouts.size`."""
@@ -673,6 +674,11 @@ class BtfLayouts:
 
     def field(self, name: str, path: str) -> Field | None:
         """See :meth:`~anonvma_inspect.target.layouts.Layouts.field`."""
+        if (name, path) not in self._fields:
+            self._fields[name, path] = self._find_field(name, path)
+        return self._fields[name, path]
+
+    def _find_field(self, name: str, path: str) -> Field | None:
         type_id = self._find(name)
         if type_id is None:
             return None
