@@ -561,10 +561,8 @@ class SegmentMemory:
     def _drop_uncaptured(self, offsets: NDArray[np.int64], present: BoolColumn, size: int) -> None:
         before = self._captured_before
         assert before is not None
-        inside = offsets[present] - self._captured_from
-        first = inside // WORD
-        last = (inside + size + WORD - 1) // WORD
-        words = last - first
-        ok = (first >= 0) & (last < len(before))
-        first, last = np.where(ok, first, 0), np.where(ok, last, 0)
-        present[present] = ok & (before[last] - before[first] == words)
+        # What lies outside is clipped to fewer words than it has.
+        inside = offsets - self._captured_from
+        first, last = inside // WORD, (inside + (size + WORD - 1)) // WORD
+        captured = before.take(last, mode="clip") - before.take(first, mode="clip")
+        present &= captured == last - first
