@@ -16,20 +16,26 @@ Answer = TypeVar("Answer")
 
 # Memory is what limits the work: more threads than this wait for it.
 _MOST_THREADS = 8
+# With fewer rows of a table, handing them out takes longer than what is done with them.
+_WORTH_ROWS = 1 << 15
 _inside = threading.local()
 
 
-def run_parallel(function: Callable[[Item], Answer], items: Iterable[Item]) -> list[Answer]:
+def run_parallel(
+    function: Callable[[Item], Answer], items: Iterable[Item], *, rows: int | None = None
+) -> list[Answer]:
     """Call a function for each of some items, several at a time.
 
     Called from inside such a function, it works off its items one after the other.
 
     :param function: Touches nothing that another call of it changes.
+    :param rows: How long the columns are that all of the calls work on: few are not worth it.
     :return: Its answers, in the order of the items.
     """
     work = list(items)
-    pool = _pool()
-    if len(work) < 2 or pool is None or getattr(_inside, "worker", False):
+    worth = len(work) > 1 and (rows is None or rows >= _WORTH_ROWS)
+    pool = _pool() if worth and not getattr(_inside, "worker", False) else None
+    if pool is None:
         return [function(item) for item in work]
     return list(pool.map(function, work))
 

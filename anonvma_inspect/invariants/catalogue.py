@@ -179,6 +179,7 @@ def run(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> list[Res
     results = run_parallel(
         lambda invariant: _run_one(facts, invariant, maker),
         sorted(invariants, key=lambda invariant: invariant.code),
+        rows=len(tables.avcs.address),
     )
     maker.look_for_causes([group for result in results for group in result.violations])
     return results
