@@ -31,6 +31,7 @@ class SlabPages:
         self._rows: ByteRows = np.empty((0, era.page.size), dtype=np.uint8)
         self._sorted: U64Column = self.address
         self._order: RowColumn = np.empty(0, dtype=np.int64)
+        self._caches: U64Column | None = None
 
     def __len__(self) -> int:
         """How many structs were read, those of tails included."""
@@ -94,6 +95,7 @@ class SlabPages:
         self._rows = np.concatenate([self._rows, rows[present]])
         self._order = np.argsort(self.address)
         self._sorted = self.address[self._order]
+        self._caches = None
 
     def _find(self, pages: U64Column) -> RowColumn:
         row = find_rows(self._sorted, pages)
@@ -103,6 +105,13 @@ class SlabPages:
     def is_slab(self) -> BoolColumn:
         """Which of them are slabs."""
         return self._era.is_slab(self._rows)
+
+    @property
+    def caches(self) -> U64Column:
+        """The cache of each; 0 for what is no slab."""
+        if self._caches is None:
+            self._caches = np.where(self.is_slab, self.column("slab_cache"), np.uint64(0))
+        return self._caches
 
     def column(self, name: str) -> U64Column:
         """A field of all of them as slabs."""

@@ -247,7 +247,7 @@ class _Slabs:
         self, cache: Cache, lists: FreeLists, guarded: _Guarded, empty: BoolColumn
     ) -> tuple[U64Column, U64Column]:
         pages = self.pages
-        mine = self._slab_caches() == np.uint64(cache.address)
+        mine = pages.caches == np.uint64(cache.address)
         here = mine[guarded.slab]
         mine[guarded.slab] = False
         mine[: len(empty)] &= ~empty
@@ -272,7 +272,7 @@ class _Slabs:
         if len(self.pages):
             count = np.bincount(slab[slab != NO_ROW], minlength=len(self.pages))
             used = np.flatnonzero(count)
-            caches, count = self._slab_caches()[used], count[used]
+            caches, count = self.pages.caches[used], count[used]
             if 2 * count[caches == np.uint64(address)].sum() <= len(slab):
                 each, index = np.unique(caches, return_inverse=True)
                 votes = np.bincount(index, weights=count)
@@ -281,10 +281,6 @@ class _Slabs:
                     address = int(each[best])
         cache = read_cache(self.reader, self.era, self.target, address) if address else None
         return cache if cache is not None and cache.size >= kind.size else None
-
-    # The cache of each slab; 0 for what is no slab.
-    def _slab_caches(self) -> U64Column:
-        return np.where(self.pages.is_slab, self.pages.column("slab_cache"), np.uint64(0))
 
     # Free objects of the slabs that were met or looked for. One that was looked for and has nothing
     # in use may be new, and its list be made just now: that is left out.
@@ -298,7 +294,7 @@ class _Slabs:
             word, first = cpu_freelists(self.reader, self.era, cache, cpus)
             sheaves = sheaf_objects(self.reader, self.era, cache, cpus)
         of_cpu = pages.slabs_of(first)
-        mine = self._slab_caches() == np.uint64(cache.address)
+        mine = pages.caches == np.uint64(cache.address)
         # Of a CPU's slab, the page is set and cleared apart from the list.
         kept = (of_cpu != NO_ROW) & mine[of_cpu]
         freelist = pages.column("freelist")
@@ -340,7 +336,7 @@ class _Slabs:
         several = [cache.address for cache in caches if cache.least > 1]
         slab = np.flatnonzero(
             (self.pages.column("objects") == np.uint64(1))
-            & np.isin(self._slab_caches(), np.array(several, dtype=np.uint64))
+            & np.isin(self.pages.caches, np.array(several, dtype=np.uint64))
         )
         kfence = Kfence.of(self.reader, self.era, self.target) if len(slab) else None
         if kfence is None:
@@ -358,7 +354,7 @@ class _Slabs:
         if cache is None or not len(pages):
             return np.full(len(slab), ObjectState.UNKNOWN, dtype=np.uint8)
         of_slab = np.full(len(pages), ObjectState.ALLOCATED, dtype=np.uint8)
-        of_slab[self._slab_caches() != np.uint64(cache.address)] = ObjectState.OTHER_CACHE
+        of_slab[pages.caches != np.uint64(cache.address)] = ObjectState.OTHER_CACHE
         of_slab[~pages.is_slab] = ObjectState.NO_SLAB
         # What NO_ROW picks here is overwritten at the end.
         state: U8Column = of_slab[slab]
@@ -400,7 +396,7 @@ class _Slabs:
         row = np.full(len(pages) + 1, NO_ROW, dtype=np.int64)
         row[number] = np.arange(len(number))
         address = pages.address[number]
-        cache = self._slab_caches()[number]
+        cache = pages.caches[number]
         placements = [
             Placement(
                 0 if of is None else of.address,
