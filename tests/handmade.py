@@ -9,6 +9,7 @@ operations are those of mm/rmap.c in short (:meth:`Model.fault`, :meth:`Model.fo
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -412,28 +413,24 @@ class Model:
         in_use = [a for a in self.anon_vmas if a.tree or self._held(a)]
         in_use += [_root_of(a) for a in in_use]
         self.anon_vmas = [a for a in self.anon_vmas if a in in_use]
+        children = Counter(a.of_parent or a for a in self.anon_vmas if a.tree)
+        active = Counter(vma.active for vma in self.vmas)
+        members = Counter(_root_of(a) for a in self.anon_vmas)
         for anon_vma in self.anon_vmas:
-            self._finish_anon_vma(anon_vma)
+            root = _root_of(anon_vma)
+            anon_vma.root, anon_vma.parent = root.address, (anon_vma.of_parent or anon_vma).address
+            anon_vma.num_children, anon_vma.num_active_vmas = children[anon_vma], active[anon_vma]
+            anon_vma.degree = anon_vma.num_children + anon_vma.num_active_vmas
+            others = members[anon_vma] - 1 if anon_vma is root else 0
+            anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma) + others
+            self._finish_tree(anon_vma)
         return self
 
     # How many references KSM holds.
     def _held(self, anon_vma: AnonVma) -> int:
         return sum(item.of_anon_vma is anon_vma for n in self.stable_nodes for item in n.items)
 
-    def _finish_anon_vma(self, anon_vma: AnonVma) -> None:
-        parent = anon_vma.of_parent or anon_vma
-        root = anon_vma
-        while root.of_parent is not None:
-            root = root.of_parent
-        anon_vma.root, anon_vma.parent = root.address, parent.address
-        anon_vma.num_children = sum(
-            (other.of_parent or other) is anon_vma for other in self.anon_vmas if other.tree
-        )
-        anon_vma.num_active_vmas = sum(vma.active is anon_vma for vma in self.vmas)
-        anon_vma.degree = anon_vma.num_children + anon_vma.num_active_vmas
-        family = [other for other in self.anon_vmas if other is not anon_vma]
-        anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma)
-        anon_vma.refcount += sum(_root_of(other) is anon_vma for other in family)
+    def _finish_tree(self, anon_vma: AnonVma) -> None:
         order = sorted(anon_vma.tree, key=lambda avc: avc.of_vma.key_first)
         # A tree as flat as can be, its last level red, is a red-black tree.
         last_level = len(order).bit_length() - 1

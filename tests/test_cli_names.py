@@ -20,6 +20,7 @@ import anonvma_inspect.target
 from anonvma_inspect.cli import main
 from anonvma_inspect.tables import Tables
 
+from .captures import few_or_all
 from .small_tables import FILE, LEAF, VMA_B, flags, make_tables, numbers, words
 
 _OURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -82,7 +83,9 @@ NASTY = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=few_or_all(12, 40), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
 @given(comm=NASTY, path=NASTY, release=st.text(max_size=20))
 def test_nothing_of_the_target_reaches_an_output_raw(
     comm: bytes, path: bytes, release: str

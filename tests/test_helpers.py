@@ -28,10 +28,11 @@ from anonvma_inspect.helpers import (
 )
 from anonvma_inspect.tables import NO_ROW
 
-from .captures import CAPTURES, KERNELS, Capture
+from .captures import CAPTURES, KERNELS, SOME, Capture, few_or_all
 from .programs import forked_vma, program, vma_at, with_words
 
 on_captures = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
+on_some = pytest.mark.parametrize("capture", SOME, ids=lambda capture: capture.name)
 # What is broken on purpose: one of each kernel, and one with long chains.
 BROKEN = [*KERNELS, next(one for one in CAPTURES if one.name == "forkchain-7.3")]
 to_break = pytest.mark.parametrize("capture", BROKEN, ids=lambda capture: capture.name)
@@ -39,7 +40,7 @@ to_break = pytest.mark.parametrize("capture", BROKEN, ids=lambda capture: captur
 # More than any walk here takes: what yields more never ends.
 TOO_MANY = 100_000
 # Random corruptions a capture; thousands were tried by hand.
-ROUNDS = int(os.environ.get("ANONVMA_ROUNDS", "8"))
+ROUNDS = int(os.environ.get("ANONVMA_ROUNDS", few_or_all(4, 8)))
 
 
 def addresses(objects: Iterable[Object]) -> list[int]:
@@ -114,7 +115,7 @@ def test_page_offsets(capture: Capture) -> None:
         assert vma_last_anon_pgoff(vma).value_() == vmas.key_last[row]
 
 
-@on_captures
+@on_some
 def test_queries(capture: Capture) -> None:
     prog, tables = program(capture), capture.tables
     vmas = tables.vmas
@@ -163,7 +164,7 @@ def test_children(capture: Capture) -> None:
     assert seen
 
 
-@on_captures
+@on_some
 def test_clean_families_are_valid(capture: Capture) -> None:
     prog, tables = program(capture), capture.tables
     for row in some(np.flatnonzero(tables.vmas.active != NO_ROW), 2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 
@@ -30,8 +31,13 @@ def fails(name: str, catalogue: tuple[Invariant, ...]) -> bool:
     return sorted(map(key, audit(model.tables(), catalogue).findings())) != expected
 
 
+@functools.cache
+def codes_of(name: str) -> set[str]:
+    return {found[0] for found in CASES[name](forest())}
+
+
 def cases_of(code: str) -> list[str]:
-    return [name for name in CASES if code in {found[0] for found in CASES[name](forest())}]
+    return [name for name in CASES if code in codes_of(name)]
 
 
 @pytest.mark.parametrize("disabled", CATALOGUE, ids=lambda invariant: invariant.code)
