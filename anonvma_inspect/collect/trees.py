@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, RowColumn
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
 
 __all__ = ("MAX_DEPTH", "Places", "TreeWalker", "in_order", "met_again")
 
@@ -272,15 +273,19 @@ def in_order(places: Places) -> RowColumn:
     count = len(parent)
     size = np.ones(count, dtype=np.int64)
     left_size = np.zeros(count, dtype=np.int64)
-    # Sorting numbers of 16 bits is much faster than wider ones.
-    by_depth = np.argsort(depth, kind="stable")
-    levels = np.split(by_depth, np.flatnonzero(np.diff(depth[by_depth])) + 1) if count else []
-    for level in reversed(levels[1:]):
-        np.add.at(size, parent[level], size[level])
-        left = level[side[level] == 0]
-        left_size[parent[left]] = size[left]
+    # A level of several trees is met at once, after the one above it.
+    edges = [*np.flatnonzero(starts_run(depth)), count]
+    levels = [slice(first, end) for first, end in itertools.pairwise(edges) if depth[first]]
+    for level in reversed(levels):
+        left = side[level] == 0
+        above, below = parent[level], size[level]
+        left_size[above[left]] = below[left]
+        size[above[left]] += below[left]
+        size[above[~left]] += below[~left]
     start = np.zeros(count, dtype=np.int64)
-    for level in levels[1:]:
+    for level in levels:
         above = parent[level]
-        start[level] = np.where(side[level] == 0, start[above], start[above] + left_size[above] + 1)
-    return start + left_size
+        start[level] = start[above]
+        start[level] += np.where(side[level] == 0, 0, left_size[above] + 1)
+    start += left_size
+    return start

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ def _without_repeats(ordered: U64Column) -> U64Column:
     return ordered if new.all() else ordered[new]
 
 
-def starts_run(column: NDArray[np.uint64] | NDArray[np.int64]) -> BoolColumn:
+def starts_run(column: NDArray[np.integer[Any]]) -> BoolColumn:
     """Which elements differ from the one before them; the first one does."""
     new = np.ones(len(column), dtype=bool)
     np.not_equal(column[1:], column[:-1], out=new[1:])
