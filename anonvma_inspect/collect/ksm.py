@@ -117,6 +117,10 @@ def held_by_ksm(
     :param words: Their fields.
     :param root_row: Row of the root of each.
     """
+    held = np.zeros(len(address), dtype=bool)
+    named = items.anon_vma_row[items.settled]
+    if not len(named):
+        return held
     own_root = root_row == np.arange(len(address))
     if "parent" in words:
         own_root &= words["parent"] == address
@@ -125,8 +129,6 @@ def held_by_ksm(
         looks &= words["rb_leftmost"] == 0
     looks &= np.append(own_root, False)[root_row]
     looks[nodes.anon_vma[avcs.anon_vma_row[nodes.avc] == nodes.anon_vma]] = True
-    held = np.zeros(len(address), dtype=bool)
-    named = items.anon_vma_row[items.settled]
     held[named[named != NO_ROW]] = True
     held &= looks
     return held
