@@ -7,12 +7,13 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ("run_parallel",)
+__all__ = ("run_both", "run_parallel")
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+Other = TypeVar("Other")
 
 # Memory is what limits the work: more threads than this wait for it.
 _MOST_THREADS = 8
@@ -38,6 +39,13 @@ def run_parallel(
     if pool is None:
         return [function(item) for item in work]
     return list(pool.map(function, work))
+
+
+def run_both(one: Callable[[], Answer], other: Callable[[], Other]) -> tuple[Answer, Other]:
+    """Call two functions at the same time; see :func:`run_parallel`."""
+    calls: tuple[Callable[[], Any], ...] = (one, other)
+    first, second = run_parallel(lambda call: call(), calls)
+    return first, second
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,7 @@ from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import is_write_locked, lock_states
 from anonvma_inspect.kernel.tags import decode_anon_vma
+from anonvma_inspect.parallel import run_both
 from anonvma_inspect.tables import (
     NO_ROW,
     AnonVmas,
@@ -99,10 +100,13 @@ def assemble(
     vma_order, avc_order, anon_vma_order = (
         store.sort() for store in (met.vmas, met.avcs, met.anon_vmas)
     )
-    nodes = _node_table(met, ranks(avc_order), ranks(anon_vma_order))
-    links = _link_table(met, vma_order)
-    avcs = _avc_table(reader, met, era)
-    slots = _slot_table(met, era, mm_rank)
+    (nodes, slots), (links, avcs) = run_both(
+        lambda: (
+            _node_table(met, ranks(avc_order), ranks(anon_vma_order)),
+            _slot_table(met, era, mm_rank),
+        ),
+        lambda: (_link_table(met, vma_order), _avc_table(reader, met, era)),
+    )
     vmas = _vma_table(reader, met, era, vma_order, mm_rank, slots)
     rmap_items = replace(
         ksm.items,
