@@ -54,5 +54,9 @@ def _pool() -> ThreadPoolExecutor | None:
     return ThreadPoolExecutor(threads, initializer=_enter) if threads > 1 else None
 
 
+# A process that forks leaves its threads behind: the child's executor would wait for them for ever.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _enter() -> None:
     _inside.worker = True
