@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.target.memory import (
     AddressSpace,
     Memory,
@@ -171,6 +172,21 @@ def test_view_of_what_runs_stands_still() -> None:
     assert first.view("<u8").tolist() == [[1]]
     assert again.view("<u8").tolist() == [[1], [1]]
     assert fresh.view("<u8").tolist() == [[3]]
+
+
+def test_threads_see_the_same_view() -> None:
+    """Whichever of them reads a page, the others see what it read."""
+    view = PagedMemory(Running().read, PAGE)
+    rng = np.random.default_rng(6)
+    asked = [
+        np.uint64(BASE) + rng.integers(0, 4000, 300).astype(np.uint64) * np.uint64(PAGE)
+        for _ in range(64)
+    ]
+    answers = run_parallel(lambda addresses: view.gather(addresses, 8)[0].view("<u8")[:, 0], asked)
+    seen: dict[int, int] = {}
+    for addresses, values in zip(asked, answers, strict=True):
+        for address, value in zip(addresses.tolist(), values.tolist(), strict=True):
+            assert seen.setdefault(address, value) == value > 0
 
 
 def test_meter_counts_what_is_read_and_not_what_is_asked() -> None:

@@ -347,6 +347,68 @@ class Meter:
             self.pages_refused += pages_refused
 
 
+# What a table of pages says of one that was not asked for yet, or could not be read.
+_UNKNOWN, _ABSENT = -2, -1
+
+
+class _PageTable:
+    """Where each page lies in a pool: a table of 512 entries wherever a page was asked for.
+
+    :param high: Number of the first page of each table, by 512, sorted.
+    :param row: Row of each table.
+    """
+
+    _SHIFT = np.uint64(9)
+
+    def __init__(
+        self,
+        high: U64Column | None = None,
+        row: NDArray[np.int64] | None = None,
+        entries: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._high = np.empty(0, dtype=np.uint64) if high is None else high
+        self._row = np.empty(0, dtype=np.int64) if row is None else row
+        self._entries = (
+            np.empty((0, 1 << int(self._SHIFT)), dtype=np.int64) if entries is None else entries
+        )
+
+    def look_up(self, pages: U64Column) -> NDArray[np.int64]:
+        """The entry of each page."""
+        if not len(self._high):
+            return np.full(len(pages), _UNKNOWN, dtype=np.int64)
+        high = pages >> self._SHIFT
+        index = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
+        entry = self._entries.reshape(-1)[self._place(pages, index)]
+        entry[self._high[index] != high] = _UNKNOWN
+        return entry
+
+    def _place(self, pages: U64Column, index: NDArray[np.intp]) -> NDArray[np.int64]:
+        low = pages & np.uint64((1 << int(self._SHIFT)) - 1)
+        place: NDArray[np.int64] = (self._row[index] << int(self._SHIFT)) | low.view(np.int64)
+        return place
+
+    def grown(self, pages: U64Column) -> _PageTable:
+        """One that has entries for more pages, sorted; those that it has already are shared."""
+        high = distinct(pages >> self._SHIFT)
+        new = high[~np.isin(high, self._high, assume_unique=True)]
+        if not len(new):
+            return self
+        count = len(self._high) + len(new)
+        entries = self._entries
+        if count > len(entries):
+            entries = np.full((2 * count, entries.shape[1]), _UNKNOWN, dtype=np.int64)
+            entries[: len(self._high)] = self._entries[: len(self._high)]
+        high = np.concatenate([self._high, new])
+        row = np.concatenate([self._row, np.arange(len(self._high), count)])
+        order = np.argsort(high)
+        return _PageTable(high[order], row[order], entries)
+
+    def enter(self, pages: U64Column, entries: NDArray[np.int64]) -> None:
+        """Set the entries of pages that there are tables for."""
+        index = np.searchsorted(self._high, pages >> self._SHIFT)
+        self._entries.reshape(-1)[self._place(pages, index)] = entries
+
+
 class PagedMemory:
     """A memory that can only be read piece by piece, behind a cache of whole pages.
 
@@ -363,7 +425,7 @@ class PagedMemory:
     """
 
     # Neighbouring pages are read in one call; a longer run costs hardly more than a short one.
-    _RUN_PAGES = 16
+    _RUN_PAGES = 64
 
     def __init__(
         self,
@@ -377,36 +439,41 @@ class PagedMemory:
         self._page_size = page_size
         self._meter = Meter() if meter is None else meter
         self._limit = limit
-        self._pages = np.empty(0, dtype=np.uint64)
-        self._slots = np.empty(0, dtype=np.int64)
+        self._table = _PageTable()
         self._pool = np.zeros((0, page_size), dtype=np.uint8)
         self._used = 0
+        # Held while pages are read. What was read is looked up without it: a page is in the pool
+        # before a table says so, and a table or pool that others look at is never changed in what
+        # it said.
         self._lock = threading.Lock()
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
-        with self._lock:
-            return self._gather(addresses, size)
-
-    def _gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
-        rows = np.zeros((len(addresses), size), dtype=np.uint8)
         present = (addresses >= np.uint64(KERNEL_HALF)) & (addresses <= np.uint64(2**64 - 1 - size))
+        page_size = np.uint64(self._page_size)
+        if size <= self._page_size and present.all():
+            page, inside = np.divmod(addresses, page_size)
+            if not len(page) or inside.max() + np.uint64(size) <= page_size:
+                slot, pool = self._slots(page)
+                if (slot >= 0).all():
+                    start = slot * self._page_size + inside.view(np.int64)
+                    return take_rows(pool, start, size), present
+        rows = np.zeros((len(addresses), size), dtype=np.uint8)
         index = np.flatnonzero(present)
         done = np.zeros(len(index), dtype=np.int64)
         # A row that crosses into the next page is put together from pieces, a page a round.
         while len(index):
             at = addresses[index] + done.view(np.uint64)
-            page = at // np.uint64(self._page_size)
-            inside = (at % np.uint64(self._page_size)).astype(np.int64)
+            page = at // page_size
+            inside = (at % page_size).view(np.int64)
             count = np.minimum(size - done, self._page_size - inside)
-            slot = self._slot(page)
+            slot, pool = self._slots(page)
             there = slot >= 0
             present[index[~there]] = False
-            flat = self._pool.reshape(-1)
             for length in np.unique(count[there]):
                 of_length = there & (count == length)
                 start = slot[of_length] * self._page_size + inside[of_length]
-                piece = take_rows(flat, start, int(length))
+                piece = take_rows(pool, start, int(length))
                 if length == size:
                     rows[index[of_length]] = piece
                 else:
@@ -422,21 +489,26 @@ class PagedMemory:
         """See :meth:`Memory.uncached`; of a target that runs, another view."""
         return PagedMemory(self._read, self._page_size, meter=self._meter, limit=self._limit)
 
-    # The slot in the pool of each page (by page number), -1 where it cannot be read.
-    def _slot(self, pages: U64Column) -> NDArray[np.int64]:
-        wanted = distinct(pages)
-        missing = wanted[~np.isin(wanted, self._pages, assume_unique=True)]
-        if len(missing):
-            self._load(missing)
-        return self._slots[np.searchsorted(self._pages, pages)]
+    # The slot of each page (by page number) in the pool, negative where it cannot be read, and the
+    # pool, flat.
+    def _slots(self, pages: U64Column) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        slots = self._table.look_up(pages)
+        unknown = slots == _UNKNOWN
+        if unknown.any():
+            with self._lock:
+                # Another thread may have read them in the meantime.
+                wanted = distinct(pages[unknown])
+                wanted = wanted[self._table.look_up(wanted) == _UNKNOWN]
+                if len(wanted):
+                    self._load(wanted)
+            slots = self._table.look_up(pages)
+        return slots, self._pool.reshape(-1)
 
     def _load(self, pages: U64Column) -> None:
-        slots = np.full(len(pages), -1, dtype=np.int64)
+        slots = np.full(len(pages), _ABSENT, dtype=np.int64)
         self._read_in(pages, slots)
-        self._pages = np.concatenate([self._pages, pages])
-        self._slots = np.concatenate([self._slots, slots])
-        order = np.argsort(self._pages)
-        self._pages, self._slots = self._pages[order], self._slots[order]
+        self._table = self._table.grown(pages)
+        self._table.enter(pages, slots)
 
     # Reads pages, those within the limit, into the pool; tells each one's slot.
     def _read_in(self, pages: U64Column, slots: NDArray[np.int64]) -> None:
