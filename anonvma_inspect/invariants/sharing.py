@@ -195,8 +195,11 @@ INVARIANTS = (
         lock="The mmap_lock of both mms for write, while fork copies the VMA.",
         source="anon_vma_fork(), anon_vma_clone() in mm/rmap.c (v6.1, v6.12, v7.3).",
         eras=(
-            "Kernels with num_active_vmas: v6.0 and later, and stable ones with that fix. With "
-            "degree, fork took one user for one child, and reused what was in use."
+            "Kernels with num_active_vmas: v6.0 and later, and stable ones with that fix. Two "
+            "forks in one family can break it there, too: anon_vma_clone() lets go of the root's "
+            "lock when an allocation fails, and counts the user of what it chose only later "
+            "(v6.1, v6.12). "
+            "With degree, fork took one user for one child, and reused what was in use."
         ),
         objects="VMAs",
         check=_check_one_mm,
