@@ -28,14 +28,11 @@ from anonvma_inspect.target.program import (
     hide_unwritten,
     read_program,
 )
-from anonvma_inspect.target.ram import system_ram
+from anonvma_inspect.target.ram import system_ram, whole_direct_map
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
 
 __all__ = ("open_dump",)
-
-# Where no range of RAM is known, whatever the direct map could hold counts as RAM.
-_MAX_RAM = 1 << 46
 
 
 def open_dump(
@@ -86,7 +83,7 @@ def open_dump(
         memory = paged
         ram = system_ram(paged, known.layouts, known.symbols.addresses, shift)
         if not len(ram):
-            ram = np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
+            ram = whole_direct_map(shift)
     target = Target(
         kind="kdump" if core is None else "elf-core",
         release=facts["OSRELEASE"],

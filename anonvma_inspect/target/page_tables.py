@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-__all__ = ("direct_map_base",)
+__all__ = ("direct_map_base", "translate_x86")
 
 _PRESENT, _PSE = 1 << 0, 1 << 7
 _ADDRESS = (1 << 52) - 1
@@ -45,13 +45,39 @@ def _translate(
     levels = 5 if vmcoreinfo.get("NUMBER(pgtable_l5_enabled)") == "1" else 4
     mask = _ADDRESS & ~int(vmcoreinfo.get("NUMBER(sme_mask)", "0")) & ~0xFFF
     table = int(vmcoreinfo["SYMBOL(swapper_pg_dir)"], 16)
+    entry = read(table + 8 * (address >> 12 + 9 * (levels - 1) & 511), 8)
+    return _walk(read_physical, entry, levels, mask, address)
+
+
+def translate_x86(
+    read_physical: Callable[[int, int], bytes], root: int, levels: int, address: int
+) -> int | None:
+    """Walk page tables of an x86-64 processor.
+
+    :param read_physical: Reads ``(address, size)``; raises :class:`LookupError` where there is
+        nothing.
+    :param root: Physical address of the top table (CR3 without its low bits).
+    :param levels: 4 or 5.
+    :return: Physical address; ``None`` if nothing is mapped there.
+    """
+    try:
+        entry = read_physical(root + 8 * (address >> 12 + 9 * (levels - 1) & 511), 8)
+        return _walk(read_physical, entry, levels, _ADDRESS & ~0xFFF, address)
+    except LookupError:
+        return None
+
+
+# From an entry of the top table down.
+def _walk(
+    read_physical: Callable[[int, int], bytes], top: bytes, levels: int, mask: int, address: int
+) -> int | None:
+    entry = int.from_bytes(top, "little")
     for level in range(levels, 0, -1):
         shift = 12 + 9 * (level - 1)
-        at = table + 8 * (address >> shift & 511)
-        entry = int.from_bytes((read if level == levels else read_physical)(at, 8), "little")
         if not entry & _PRESENT:
             return None
         if level == 1 or (entry & _PSE and level in (2, 3)):
             return (entry & mask & -(1 << shift)) | address & (1 << shift) - 1
-        table = entry & mask
+        at = (entry & mask) + 8 * (address >> shift - 9 & 511)
+        entry = int.from_bytes(read_physical(at, 8), "little")
     return None

@@ -10,11 +10,12 @@ from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.memory import Memory, U64Column, merge_ranges
 
-__all__ = ("direct_map_shift", "system_ram")
+__all__ = ("direct_map_shift", "system_ram", "whole_direct_map")
 
 # include/linux/ioport.h, v6.12: set on "System RAM" and what lies in it.
 _IORESOURCE_SYSRAM = 0x01000000
 _MAX_RESOURCES = 65536
+_MAX_RAM = 1 << 46
 
 
 def direct_map_shift(
@@ -86,3 +87,12 @@ def system_ram(
             found.append((start, end + 1))
     physical = merge_ranges(np.array(found, dtype=np.uint64).reshape(-1, 2))
     return physical + np.uint64(shift)
+
+
+def whole_direct_map(shift: int) -> U64Column:
+    """What counts as RAM where no range of it is known: whatever the direct map could hold.
+
+    :param shift: As for :func:`system_ram`.
+    :return: Likewise.
+    """
+    return np.array([[shift, (shift + _MAX_RAM) % 2**64]], dtype=np.uint64)
