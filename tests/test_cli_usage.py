@@ -14,6 +14,7 @@ import anonvma_inspect.target
 from anonvma_inspect import __version__
 from anonvma_inspect.cli.app import COMMANDS, app
 from anonvma_inspect.errors import TargetError
+from anonvma_inspect.target.open import open_target
 
 from .clirun import Cli
 
@@ -200,20 +201,18 @@ def test_a_file_that_would_be_overwritten(cli: Cli, tmp_path: Path, core: str) -
     cli.fails(2, "-c", core, "snapshot", "-o", str(tmp_path / "none" / "a.core"))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "beginning"),
-    [
-        (["--qemu", "/run/qmp"], "--qemu: this version does not read a running guest yet; "),
-        (["--gdb", "localhost:1234"], "--gdb: this version does not read through a gdb stub yet; "),
-    ],
-)
-def test_targets_that_a_later_version_brings(
-    cli: Cli, arguments: list[str], beginning: str
+@pytest.mark.parametrize("option", ["--qemu", "--gdb"])
+def test_machines_that_are_looked_at_from_outside(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:
-    assert cli.fails(3, *arguments, "audit").startswith(beginning)
-    assert cli.fails(3, "audit", *arguments).startswith(beginning)
+    monkeypatch.setattr(anonvma_inspect.target, "open_target", open_target)
+    beginning = f"{option} /no/socket: no such socket: "
+    assert cli.fails(3, option, "/no/socket", "audit").startswith(beginning)
+    assert cli.fails(3, "audit", option, "/no/socket").startswith(beginning)
     # After the command wins over before it.
-    assert cli.fails(3, "-c", "x", "audit", *arguments).startswith(beginning)
+    assert cli.fails(3, "-c", "x", "audit", option, "/no/socket").startswith(beginning)
+    other = "--gdb" if option == "--qemu" else "--qemu"
+    assert cli.fails(3, other, "x", "audit", option, "/no/socket").startswith(beginning)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def command(
             filtered=find_filtered(target, audit.tables.holes),
             strict=strict,
             max_findings=max_findings,
-            looked=Looked(seconds, more) if target.live else None,
+            looked=Looked(seconds, more) if target.meter is not None else None,
         )
 
     if every is not None:

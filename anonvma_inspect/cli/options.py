@@ -17,7 +17,6 @@ __all__ = ("shared_options",)
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _FORMATS = ("table", "json", "jsonl")
-_LATER = "not in this version"
 
 
 # Options are stored as they are parsed, the group's before the command's, so that the later one
@@ -50,9 +49,12 @@ def _store_target(
     if before != option:
         raise UsageError(f"{before} and {option} both name a target: give one of them")
     settings.kind = name
-    settings.paths.pop("core", None)
+    for other in ("core", "qemu", "gdb"):
+        settings.paths.pop(other, None)
     if name == "kernel":
         settings.look_at_kernel()
+    elif name in ("qemu", "gdb"):
+        settings.paths[name] = value
     elif name == "core":
         settings.paths["core"] = value
         if describe_file(value) == "vmlinux":
@@ -75,11 +77,15 @@ def shared_options(function: Decorated) -> Decorated:
     options = (
         option("-k", "--kernel", is_flag=True, help="The running kernel (the default for root)."),
         option("-c", "--core", metavar="PATH", help="A vmcore (ELF or kdump) or a snapshot."),
-        option("--qemu", metavar="ADDRESS", help=f"A guest, through QMP ({_LATER})."),
-        option("--gdb", metavar="ADDRESS", help=f"A gdb remote stub ({_LATER})."),
+        option("--qemu", metavar="ADDRESS", help="A QEMU guest: its QMP socket."),
+        option(
+            "--gdb",
+            metavar="ADDRESS",
+            help="A gdb remote stub; the machine stands still meanwhile.",
+        ),
         option("-s", "--symbols", metavar="PATH", help="A vmlinux with DWARF; else BTF serves."),
-        option("--btf", metavar="PATH", help="BTF, for a dump that has none."),
-        option("--vmcoreinfo", metavar="PATH", help="VMCOREINFO, for a dump that has none."),
+        option("--btf", metavar="PATH", help="BTF, for a target that has none."),
+        option("--vmcoreinfo", metavar="PATH", help="VMCOREINFO, for a target that has none."),
         option("--system-map", metavar="PATH", help="Symbols, in the form of /proc/kallsyms."),
         option(
             "--format",

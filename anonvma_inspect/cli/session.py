@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from anonvma_inspect.cli.settings import Settings
-from anonvma_inspect.errors import TargetError, UsageError
+from anonvma_inspect.errors import UsageError
 
 if TYPE_CHECKING:
     from anonvma_inspect.cli.progress import Progress
@@ -26,12 +27,8 @@ __all__ = ("Session", "drop", "say", "target_facts")
 
 T = TypeVar("T")
 
-_LATER = {
-    "qemu": "--qemu: this version does not read a running guest yet; dump it with QMP's "
-    "dump-guest-memory, and name the dump with -c PATH",
-    "gdb": "--gdb: this version does not read through a gdb stub yet; dump the machine, and name "
-    "the dump with -c PATH",
-}
+# How a target stands where "live" and "not live" say too little.
+_STANDS = {"gdb": "stopped while it is read"}
 
 
 class Session:
@@ -47,23 +44,17 @@ class Session:
         self.settings = settings
 
     def check_target(self) -> None:
-        """Refuse a target that this version cannot open, before anything is done.
-
-        Without one, root looks at the running kernel.
+        """Without a target, root looks at the running kernel.
 
         :raises UsageError: if none is named.
-        :raises TargetError: if it is of a kind that a later version brings.
         """
-        kind = self.settings.kind
-        if kind is None:
+        if self.settings.kind is None:
             if os.geteuid() != 0:
                 raise UsageError(
                     "no target: name a vmcore or a snapshot with -c PATH, or be root to look at "
                     "the running kernel"
                 )
             self.settings.look_at_kernel()
-        if kind in _LATER:
-            raise TargetError(_LATER[kind])
 
     def open(self) -> Target:
         """Open the target, and say on standard error what it is."""
@@ -71,13 +62,15 @@ class Session:
         from anonvma_inspect.report.escape import printable
         from anonvma_inspect.target import TargetOptions, open_target
 
+        if self.settings.kind == "gdb":
+            _end_by_exceptions()
         options = TargetOptions(**self.settings.paths)
         target = self.timed("opened", lambda: open_target(options))
         self.note(
             printable(
                 f"Linux {target.release} {target.architecture}, {target.kind}, "
                 f"layouts from {target.layouts_source}, symbols from {target.symbols_source}, "
-                f"{'live' if target.live else 'not live'}"
+                f"{_STANDS.get(target.kind, 'live' if target.live else 'not live')}"
             )
         )
         return target
@@ -174,6 +167,12 @@ class Session:
 
         style = Style(color=self.settings.colored, unicode=self.settings.unicode)
         return _answer(render(report, self.settings.format, style))
+
+
+# Who is told to end leaves a stub as it was found, which a signal's own end does not do.
+def _end_by_exceptions() -> None:
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
 
 
 # Whoever reads the other end of a pipe may go away: no reason to complain, nor to forget the

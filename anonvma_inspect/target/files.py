@@ -21,9 +21,11 @@ _MAX_READ = 1 << 28
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """What the user named, as paths.
+    """What the user named: one target, and the files that describe it, as paths.
 
     :ivar core: The vmcore or snapshot.
+    :ivar qemu: Address of a QMP socket: a path, or ``host:port``.
+    :ivar gdb: Address of a gdb remote stub, likewise.
     :ivar symbols: A vmlinux with debugging information.
     :ivar btf: A file of raw BTF, such as ``/sys/kernel/btf/vmlinux``.
     :ivar vmcoreinfo: The text of VMCOREINFO.
@@ -31,6 +33,8 @@ class TargetOptions:
     """
 
     core: str | None = None
+    qemu: str | None = None
+    gdb: str | None = None
     symbols: str | None = None
     btf: str | None = None
     vmcoreinfo: str | None = None

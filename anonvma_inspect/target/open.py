@@ -35,6 +35,14 @@ def open_target(options: TargetOptions) -> Target:
     :raises UsageError: if nothing was named.
     :raises TargetError: if it cannot be opened or understood.
     """
+    if options.qemu is not None:
+        from anonvma_inspect.target.qemu import open_qemu  # drgn takes its time to load
+
+        return open_qemu(options.qemu, options)
+    if options.gdb is not None:
+        from anonvma_inspect.target.gdb import open_gdb
+
+        return open_gdb(options.gdb, options)
     if options.core is None:
         raise UsageError("no target named: give a vmcore or a snapshot with -c PATH")
     path = options.core
