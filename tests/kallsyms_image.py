@@ -87,11 +87,12 @@ class Image:
         free = [value for value in range(256) if not tokens[value]]
         for value, pair in zip(free, pairs, strict=False):
             tokens[value] = pair
-        names, markers = b"", []
+        values = {token: value for value, token in enumerate(tokens) if token}
+        names, markers = bytearray(), []
         for row, (name, kind, _) in enumerate(symbols):
             if row % 256 == 0:
                 markers.append(len(names))
-            names += self.compress(kind + name, tokens)
+            names += self.compress(kind + name, values)
         table = b"".join(token.encode() + b"\0" for token in tokens)
         starts = [len("".join(tokens[:value])) + value for value in range(256)]
         self.start = start
@@ -104,7 +105,7 @@ class Image:
             self.add_addresses(addresses, form)
         count_form = "<Q" if layout.marker_bytes == 8 else "<I"
         self.add("num_syms", struct.pack(count_form, len(symbols)))
-        self.add("names", names)
+        self.add("names", bytes(names))
         marker_form = "Q" if layout.marker_bytes == 8 else "I"
         self.add("markers", struct.pack(f"<{len(markers)}{marker_form}", *markers))
         if layout.seq_bytes:
@@ -137,17 +138,17 @@ class Image:
             self.add("relative_base", struct.pack("<Q", self.base))
 
     @staticmethod
-    def compress(text: str, tokens: list[str]) -> bytes:
-        values = bytearray()
+    def compress(text: str, values: dict[str, int]) -> bytes:
+        packed = bytearray()
         at = 0
         while at < len(text):
             pair = text[at : at + 2]
-            token = pair if len(pair) == 2 and pair in tokens else text[at]
-            values.append(tokens.index(token))
+            token = pair if pair in values else text[at]
+            packed.append(values[token])
             at += len(token)
-        size = len(values)
+        size = len(packed)
         head = bytes((size,)) if size < 128 else bytes((size & 127 | 128, size >> 7))
-        return head + values
+        return head + packed
 
     def add(self, name: str, data: bytes) -> None:
         self.memory += bytes(-len(self.memory) % self.layout.alignment)

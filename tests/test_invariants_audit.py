@@ -18,6 +18,7 @@ from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.tables import ObjectState, Tables
 from anonvma_inspect.target.layouts import Field
 
+from .captures import few_or_all
 from .handmade import ERA, PAGE, RAM, AnonVma, Avc, Model, RmapItem, StableNode, forest, without
 from .test_invariants import CASES, POISON_NEXT, WILD, file, found, lost_avc, own, piece, root_of
 
@@ -596,7 +597,7 @@ COUNTS = ("refcount", "num_children", "num_active_vmas")
 
 def test_any_word_can_be_anything() -> None:
     rng = random.Random(2)
-    for _ in range(250):
+    for _ in range(few_or_all(100, 250)):
         model = forest()
         words = words_of(model)
         for _ in range(rng.choice([1, 1, 3, 30])):

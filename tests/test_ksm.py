@@ -21,7 +21,7 @@ from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.layouts import Field, Layouts
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, Memory, OverlayMemory, U64Column
 
-from .captures import CAPTURES, Capture
+from .captures import CAPTURES, Capture, few_or_all
 
 WILD = 0x4141414141414148
 
@@ -399,7 +399,7 @@ def wrong_words(tables: Tables, rng: random.Random) -> Iterator[dict[int, int]]:
     ksm = records(tables)
     every = [*tables.rmap_items.address.tolist(), *tables.stable_nodes.address.tolist()]
     links = [*every, *(address + ksm.rmap_item.offset("hlist") for address in every)]
-    for _ in range(150):
+    for _ in range(few_or_all(60, 150)):
         address = rng.choice(every) + 8 * rng.randrange(8)
         yield {address: rng.choice([rng.choice(links), WILD, 0, 2**64 - 1, rng.getrandbits(64)])}
 
