@@ -299,7 +299,6 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     at = links.vma[doubtful]
     present |= marked(count, at[facts.link_tree[doubtful] == active[at]])
     missing = judged & ~is_null & ~wild & facts.chain_whole & (vmas.chain_length > 0) & ~present
-    first = _first_entry(facts)
     # Which it must be is clear only if there is one.
     exact = (vmas.chain_length == 1) & facts.chain_whole
     groups = []
@@ -310,7 +309,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
         (missing, "vma->anon_vma is not in the VMA's chain", False),
     ):
         rows = np.flatnonzero(which)
-        expected = always("0x0") if no_entry else _active_text(facts, rows, first, exact)
+        expected = always("0x0") if no_entry else _active_text(facts, rows, exact)
         groups.append(
             facts.of_vmas(message, rows, "anon_vma", expected, address_text(vmas.anon_vma[rows]))
         )
@@ -326,8 +325,10 @@ def _first_entry(facts: Facts) -> U64Column:
     return first
 
 
-def _active_text(facts: Facts, rows: RowColumn, first: U64Column, exact: BoolColumn) -> Text:
-    vmas = facts.tables.vmas
+def _active_text(facts: Facts, rows: RowColumn, exact: BoolColumn) -> Text:
+    if not len(rows):
+        return always("")
+    vmas, first = facts.tables.vmas, _first_entry(facts)
     empty = (vmas.chain_length[rows] == 0) & facts.chain_whole[rows]
     known = exact[rows] | empty
     value = np.where(empty, np.uint64(0), first[rows])

@@ -8,9 +8,10 @@ a sound tree of it, and only one node's does, then that node is reported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.base import Violations, always, count_text
 from anonvma_inspect.kernel.tags import rb_is_black
@@ -34,8 +35,8 @@ def find_wrong_colours(facts: Facts, judged: BoolColumn) -> list[Violations]:
 
     :param judged: anon_vmas whose trees are known as a whole, and whose pointers are in order.
     """
-    nodes, avcs = facts.tables.nodes, facts.tables.avcs
-    black = rb_is_black(avcs.rb_parent_color[nodes.avc]).astype(bool)
+    nodes = facts.tables.nodes
+    black = rb_is_black(facts.node_word).astype(bool)
     kept = judged[nodes.anon_vma]
     has_parent = nodes.parent != NO_ROW
     # A NULL parent picks the last node here, and is masked.
@@ -72,9 +73,9 @@ def _uneven_trees(
     black: BoolColumn,
     kept: BoolColumn,
 ) -> RowColumn:
-    count = black.astype(np.int64)
-    # Sorting small numbers of 16 bits is much faster.
-    narrow = depth.astype(np.uint16) if len(depth) and int(depth.max()) < 2**16 else depth
+    # Sorting small numbers of 16 bits is much faster, and more of them fit into the cache.
+    narrow = depth.astype(np.uint16) if len(depth) and int(depth.max()) < 2**16 - 1 else depth
+    count: NDArray[np.integer[Any]] = black.astype(narrow.dtype)
     order = np.argsort(narrow, kind="stable")
     by_depth = narrow[order]
     bounds = np.flatnonzero(by_depth[1:] != by_depth[:-1]) + 1

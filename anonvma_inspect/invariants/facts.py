@@ -149,11 +149,15 @@ class Facts:
         return take(self.tables.avcs.rb_node[nodes.avc], nodes.parent, 0)
 
     @cached_property
+    def node_word(self) -> U64Column:
+        """``__rb_parent_color`` of each node."""
+        words: U64Column = self.tables.avcs.rb_parent_color[self.tables.nodes.avc]
+        return words
+
+    @cached_property
     def node_linked(self) -> BoolColumn:
         """Nodes whose own parent pointer agrees with where the walk came from."""
-        tables = self.tables
-        found = rb_parent(tables.avcs.rb_parent_color[tables.nodes.avc])
-        linked: BoolColumn = found == self.node_parent
+        linked: BoolColumn = rb_parent(self.node_word) == self.node_parent
         return linked
 
     @cached_property
@@ -337,11 +341,16 @@ class Facts:
         return whole
 
     @cached_property
+    def _link_node(self) -> RowColumn:
+        rows: RowColumn = self.node_of_avc[self.tables.links.avc]
+        return rows
+
+    @cached_property
     def link_certain(self) -> BoolColumn:
         """Entries of lists whose ``avc->anon_vma`` no tree contradicts: another's by having the
         AVC, its own by being known as a whole and not having it.
         """
-        node = self.node_of_avc[self.tables.links.avc]
+        node = self._link_node
         certain = take(self.node_owned, node, False)
         absent = np.flatnonzero(node == NO_ROW)
         whole = self.tree_whole & (self.tree_pointer != 0)
@@ -351,8 +360,7 @@ class Facts:
     @cached_property
     def link_tree(self) -> RowColumn:
         """Row of the anon_vma in whose tree each entry of a list is; NO_ROW if in none."""
-        node = self.node_of_avc[self.tables.links.avc]
-        return take(self.node_tree, node, NO_ROW)
+        return take(self.node_tree, self._link_node, NO_ROW)
 
     @cached_property
     def pair_keys(self) -> U64Column:
@@ -486,9 +494,12 @@ class Facts:
         of_vma = rows[~of_child]
         return np.unique(member[rows[of_child]]), chain[of_vma], parent[of_vma]
 
+    def vma_in_tree(self, anon_vma: RowColumn) -> RowColumn:
+        """Row of the first VMA in the trees of some anon_vmas; NO_ROW if none is known."""
+        return self._vma_in_tree[anon_vma] if len(anon_vma) else anon_vma
+
     @cached_property
-    def vma_in_tree(self) -> RowColumn:
-        """Row of the first VMA in each anon_vma's tree; NO_ROW if none is known."""
+    def _vma_in_tree(self) -> RowColumn:
         nodes = self.tables.nodes
         some = np.full(len(self.tables.anon_vmas.address), NO_ROW, dtype=np.int64)
         own = np.flatnonzero(self.node_real & self.node_owned)[::-1]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from anonvma_inspect.invariants.columns import take
-from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.tables import NO_ROW, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 if TYPE_CHECKING:
@@ -82,13 +82,14 @@ class Keys:
         """Nodes whose children are known, and whose key is."""
         facts = self._facts
         nodes, avcs = facts.tables.nodes, facts.tables.avcs
-        left, right = self._child
-        settled: BoolColumn = self.known & ((left != NO_ROW) | (avcs.rb_left[nodes.avc] == 0))
-        settled &= (right != NO_ROW) | (avcs.rb_right[nodes.avc] == 0)
+        settled = self.known.copy()
+        for child, pointers in zip(self._child, (avcs.rb_left, avcs.rb_right), strict=True):
+            end = np.flatnonzero(child == NO_ROW)
+            settled[end[pointers[nodes.avc[end]] != 0]] = False
         # A NULL that should not be one.
-        cut = np.zeros(len(avcs.address), dtype=bool)
-        cut[facts.tree_pointers.parent] = True
-        settled &= ~cut[nodes.avc]
+        cut = facts.tree_pointers.parent
+        if len(cut):
+            settled &= ~marked(len(avcs.address), cut)[nodes.avc]
         return settled
 
     @cached_property
@@ -98,9 +99,10 @@ class Keys:
 
     def _largest(self, of_children: U64Column) -> U64Column:
         largest = self.last.copy()
+        # NO_ROW picks what is appended.
+        of_children = np.append(of_children, np.uint64(0))
         for child in self._child:
-            there = np.flatnonzero(child != NO_ROW)
-            largest[there] = np.maximum(largest[there], of_children[child[there]])
+            np.maximum(largest, of_children[child], out=largest)
         return largest
 
     @cached_property

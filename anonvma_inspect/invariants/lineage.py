@@ -99,7 +99,7 @@ def _check_parent(facts: Facts) -> Verdict:
     # Of a wild root AV301 tells, and nothing follows from it.
     known = judged & (parent != NO_ROW) & (root != NO_ROW)
     own_parent = np.flatnonzero(known & is_parent & ~is_root)
-    in_chain = facts.in_chain(facts.vma_in_tree[own_parent], root[own_parent])
+    in_chain = facts.in_chain(facts.vma_in_tree(own_parent), root[own_parent])
     groups = [
         facts.of_anon_vmas(
             "parent of an anon_vma cannot be the address of one",
@@ -124,7 +124,7 @@ def _check_parent(facts: Facts) -> Verdict:
     own_root = np.flatnonzero(known & is_root & ~is_parent)
     above = root[parent[own_root]]
     elsewhere = (above != NO_ROW) & (above != own_root)
-    elsewhere &= facts.in_chain(facts.vma_in_tree[own_root], above)
+    elsewhere &= facts.in_chain(facts.vma_in_tree(own_root), above)
     groups.append(
         _wrong_root(
             facts,
@@ -178,7 +178,7 @@ def _check_root_of_parent(facts: Facts, judged: BoolColumn) -> list[Violations]:
     above = facts.parent_row[rows]
     differs = facts.root[above] != facts.root[rows]
     rows, above = rows[differs], above[differs]
-    vma = facts.vma_in_tree[rows]
+    vma = facts.vma_in_tree(rows)
     root_fits = facts.in_chain(vma, facts.root_row[rows])
     parent_fits = facts.in_chain(vma, above)
     # The root of a chain that says itself that it is none: AV301 tells of it.

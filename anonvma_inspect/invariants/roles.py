@@ -17,7 +17,7 @@ from anonvma_inspect.target.memory import U64Column, starts_run
 __all__ = ("INVARIANTS",)
 
 # The smallest page of any architecture; a coarser grid would do as well.
-_PAGE_SHIFT = np.uint64(12)
+_PAGE_SHIFT, _IN_PAGE = np.uint64(12), np.uint64(0xFFF)
 
 
 class _Kind:
@@ -25,13 +25,15 @@ class _Kind:
 
     def __init__(self, record: Record, address: U64Column) -> None:
         self.record, self.address = record, address
-        self.end = address + np.uint64(record.size)
 
     @cached_property
     def pages(self) -> U64Column:
         """What pages they lie on, sorted, each once."""
-        first, last = self._first, self._last
-        return np.union1d(first[starts_run(first)], last[first != last])
+        first = self._first
+        size = np.uint64(self.record.size)
+        # What reaches the end of the page that it begins on.
+        over = self.address[(self.address & _IN_PAGE) + size > _IN_PAGE]
+        return np.union1d(first[starts_run(first)], (over + size - np.uint64(1)) >> _PAGE_SHIFT)
 
     @property
     def _first(self) -> U64Column:
@@ -39,7 +41,7 @@ class _Kind:
 
     @property
     def _last(self) -> U64Column:
-        return (self.end - np.uint64(1)) >> _PAGE_SHIFT
+        return (self.address + np.uint64(self.record.size - 1)) >> _PAGE_SHIFT
 
     def on(self, pages: U64Column) -> U64Column:
         """Those that lie on some pages."""
@@ -66,7 +68,7 @@ def _check_overlap(facts: Facts) -> Verdict:
 
 
 def _overlaps_of_one_kind(kind: _Kind) -> Violations:
-    over = np.flatnonzero(kind.address[1:] < kind.end[:-1])
+    over = np.flatnonzero(np.diff(kind.address) < np.uint64(kind.record.size))
     return _violations(kind.record, kind.address[over + 1], kind.record, kind.address[over])
 
 

@@ -101,12 +101,11 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
     # a list is told only of lists that are known as a whole and in order.
     tables = facts.tables
     nodes, avcs, vmas, mms = tables.nodes, tables.avcs, tables.vmas, tables.mms
-    real = np.flatnonzero(facts.node_real)
-    avc = nodes.avc[real]
-    foreign = real[~facts.node_owned[real]]
+    real = facts.node_real
+    foreign = np.flatnonzero(real & ~facts.node_owned)
     stray, tree = nodes.avc[foreign], facts.node_tree[foreign]
 
-    off_list = avc[facts.link_of_avc[avc] == NO_ROW]
+    off_list = np.flatnonzero((facts.node_of_avc != NO_ROW) & (facts.link_of_avc == NO_ROW))
     vma = facts.avc_vma_row[off_list]
     state = facts.state(facts.avc_vma[off_list], vma, facts.era.vma)
     lost = off_list[(state != PointerState.OBJECT) & (state != PointerState.HOLE)]
@@ -120,7 +119,8 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
         elsewhere = tables.slots.vma[facts.mm_at_rest[tables.slots.mm]]
         absent = absent[~marked(len(vmas.address), elsewhere)[absent]]
         # A VMA that only a wrong avc->vma leads to is none; this one has its AVCs on its list.
-        by_list = avc[facts.link_of_avc[avc] != NO_ROW]
+        by_list = nodes.avc[real]
+        by_list = by_list[facts.link_of_avc[by_list] != NO_ROW]
         by_list = by_list[facts.avc_vma_row[by_list] == facts.home[by_list]]
         absent = absent[marked(len(vmas.address), facts.home[by_list])[absent]]
     groups = [
@@ -154,7 +154,7 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
             always("not in that mm"),
         ),
     ]
-    return Verdict(len(real), groups)
+    return Verdict(int(np.count_nonzero(real)), groups)
 
 
 def _check_rb_shape(facts: Facts) -> Verdict:
@@ -169,7 +169,7 @@ def _check_rb_shape(facts: Facts) -> Verdict:
     real = facts.node_real
     pointers = facts.tree_pointers
     back = nodes.avc[pointers.back]
-    spare = nodes.avc[real & ((avcs.rb_parent_color[nodes.avc] & _RB_SPARE_BIT) != 0)]
+    spare = nodes.avc[real & ((facts.node_word & _RB_SPARE_BIT) != 0)]
     groups = [
         facts.of_avcs(
             "the parent pointer of a node does not lead to the node above it",
