@@ -140,12 +140,14 @@ class _Walker:
         met = [_Met(np.empty(0, np.int64), no_words, [no_words for _ in self._names])]
         # How many entries were met in each step.
         counts: list[int] = []
+        total = 0
         while len(front.list):
-            self._reader.progress(f"{self._record.struct}s", sum(counts))
+            self._reader.progress(f"{self._record.struct}s", total)
             parts = [front.pick(part) for part in batches(len(front.list))]
             steps = run_parallel(self._step, parts)
             met += [part for part, _ in steps]
             counts.append(sum(len(part.list) for part, _ in steps))
+            total += counts[-1]
             front = _Front.join([ahead for _, ahead in steps])
             step = len(counts)
             if step & (step - 1) == 0:
