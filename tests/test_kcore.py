@@ -328,3 +328,15 @@ def test_drgn_is_not_loaded(files: KernelFiles) -> None:
         "assert not {'drgn', '_drgn'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_what_does_not_fit_is_not_read_and_that_is_said(
+    files: KernelFiles, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        anonvma_inspect.target.open, "open_kcore", functools.partial(open_kcore, files=files)
+    )
+    monkeypatch.setattr(anonvma_inspect.target.kcore, "view_limit", lambda: 320 * PAGE)
+    ran = Cli(capsys)("-k", "audit")
+    assert ran.code == 4
+    assert ran.err.count("pages were not read: they do not fit into a quarter") == 1

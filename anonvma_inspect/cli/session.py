@@ -42,6 +42,7 @@ class Session:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._limit_told = False
 
     def check_target(self) -> None:
         """Without a target, root looks at the running kernel.
@@ -80,7 +81,9 @@ class Session:
         from anonvma_inspect.collect import collect
 
         with self.progress() as progress:
-            return self.timed("read", lambda: collect(target, pids, progress))
+            tables = self.timed("read", lambda: collect(target, pids, progress))
+        self.tell_limit(target)
+        return tables
 
     def collect_audit(
         self, target: Target, pids: Sequence[int] = (), *, leaks: bool = False
@@ -89,7 +92,9 @@ class Session:
         from anonvma_inspect.collect import collect_audit
 
         with self.progress() as progress:
-            return self.timed("read", lambda: collect_audit(target, pids, progress, leaks=leaks))
+            tables = self.timed("read", lambda: collect_audit(target, pids, progress, leaks=leaks))
+        self.tell_limit(target)
+        return tables
 
     def audit(
         self,
@@ -110,7 +115,7 @@ class Session:
 
         if target.live:
             with self.progress() as progress:
-                return audit_running(
+                running = audit_running(
                     target,
                     pids,
                     invariants,
@@ -118,6 +123,8 @@ class Session:
                     progress=progress,
                     on_finding=on_finding,
                 )
+            self.tell_limit(target)
+            return running
         tables = self.collect_audit(target, pids, leaks=leaks)
         made = self.timed("checked", lambda: audit(tables, invariants))
         if made.findings_total:
@@ -138,6 +145,18 @@ class Session:
         if self.settings.verbosity >= 1:
             self.note(f"{done} in {time.perf_counter() - start:.2f} s")
         return result
+
+    def tell_limit(self, target: Target) -> None:
+        """Say, once, if pages of a target that runs were not read since too many were wanted."""
+        if target.meter is None or not target.meter.pages_refused or self._limit_told:
+            return
+        self._limit_told = True
+        from anonvma_inspect.report.words import counted
+
+        self.note(
+            f"{counted(target.meter.pages_refused, 'page')} were not read: they do not fit into a "
+            "quarter of this machine's memory with those that were; less is needed with --pid"
+        )
 
     def completeness(self, tables: Tables) -> int:
         """Exit code of a command that reads everything."""

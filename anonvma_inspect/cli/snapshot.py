@@ -35,6 +35,7 @@ def command(settings: Settings, output: str, force: bool, anonymize: bool) -> in
                 target, output, force=force, anonymize=anonymize, progress=progress
             ),
         )
+    session.tell_limit(target)
     facts = target_facts(target, saved.tables)
     session.answer(SnapshotReport(facts, saved.tables, saved.path, saved.bytes, saved.anonymized))
     return session.completeness(saved.tables)
