@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.collect.mms import SlotColumns
 from anonvma_inspect.collect.reader import Reader
-from anonvma_inspect.collect.trees import Places, in_order
+from anonvma_inspect.collect.trees import MAX_DEPTH, Places, in_order
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.tags import rb_is_black, rb_parent
 from anonvma_inspect.tables import NO_ROW, RowColumn
@@ -54,7 +54,8 @@ def walk_rb_trees(
     visited = np.empty(0, dtype=np.uint64)
     met: list[tuple[NDArray[np.void], ByteRows]] = []
     ends: list[NDArray[np.void]] = [front[:0]]
-    while len(front):
+    # Each round is one level further down.
+    while len(front) and len(met) < MAX_DEPTH:
         reader.progress("VMAs", len(visited))
         wild = reader.space.wild(front["node"] - offset, vma.size)
         _note(reader, numbers, mms, offset, front[wild], "a pointer to a VMA is wild", whole)
@@ -108,6 +109,8 @@ def walk_rb_trees(
         below["node"][1::2] = vma.column(rows, "vm_rb_right")
         ends.append(below[below["node"] == 0])
         front = below[below["node"] != 0]
+    too_deep = "the tree of VMAs is deeper than any red-black tree"
+    _note(reader, numbers, mms, offset, front, too_deep, whole)
     _check_heights(reader, numbers, mms, np.concatenate(ends), roots, whole)
     found = np.concatenate([part[0] for part in met] or [np.empty(0, dtype=_FRONT)])
     rows = np.concatenate([part[1] for part in met] or [np.empty((0, vma.size), np.uint8)])
