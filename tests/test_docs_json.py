@@ -24,6 +24,7 @@ TEXT = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
 EXAMPLE = re.compile(r"^`anonvma-inspect ([^`]+)`[^`]*:\n\n```json\n(.*?)\n```$", re.M | re.S)
 EXAMPLES = EXAMPLE.findall(TEXT)
 CORE = FIXTURES / "forktree-6.12.core.xz"
+NAMED = {"CORE": str(CORE), "LOCKED": str(FIXTURES / "locks" / "locks-6.12.core.xz")}
 
 
 # A kernel with one pointer wrong in one bit.
@@ -62,7 +63,7 @@ def test_examples_have_the_shape_of_real_answers(
         return broken() if options.core == "BROKEN" else open_target(options)
 
     monkeypatch.setattr(anonvma_inspect.target, "open_target", open_any)
-    words = [str(CORE) if word == "CORE" else word for word in arguments.split()]
+    words = [NAMED.get(word, word) for word in arguments.split()]
     if "-o" in words:
         words[-1] = str(tmp_path / words[-1])
     ran = Cli(capsys)(*words)

@@ -22,6 +22,7 @@ COMMANDS = {
     "chain": "A VMA's anon_vma_chain.",
     "tree": "An anon_vma's interval tree.",
     "stats": "Counts, bytes, distributions.",
+    "locks": "Who holds and who awaits the locks.",
     "snapshot": "Save what was read.",
     "explain": "An invariant, its reason, its source.",
 }

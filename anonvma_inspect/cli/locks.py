@@ -1,0 +1,54 @@
+"""``locks``: who holds and who awaits the locks of the reverse map."""
+
+from __future__ import annotations
+
+import click
+import numpy as np
+
+from anonvma_inspect.cli.command import Command
+from anonvma_inspect.cli.find import find_process
+from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.parameters import parse_pid
+from anonvma_inspect.cli.session import Session, target_facts
+from anonvma_inspect.cli.settings import Settings
+from anonvma_inspect.collect import collect_locks, functions_on_stacks
+from anonvma_inspect.report.locks import LocksReport, chosen_locks
+
+__all__ = ("command",)
+
+
+@click.command("locks", cls=Command)
+@click.option(
+    "--pid",
+    "pids",
+    multiple=True,
+    metavar="PID",
+    help="Only those that this process holds, waits for, or shares (repeatable).",
+)
+@click.option("--all", "idle", is_flag=True, help="Also those that are free.")
+@shared_options
+@click.pass_obj
+def command(settings: Settings, pids: tuple[str, ...], idle: bool) -> int:
+    """Who holds and who awaits the locks of the reverse map.
+
+    These are the locks of root anon_vmas and the mmap_locks that are held or waited for, the one
+    with most waiters first: its owner, what that is doing, who waits for how long, what the lock
+    protects. Deadlocks among them are told first.
+    """
+    session = Session(settings)
+    numbers = [parse_pid(pid) for pid in pids]
+    target = session.open()
+    read = session.collect(target)
+    for number in numbers:
+        find_process(read, number)
+    tables = session.timed("read locks", lambda: collect_locks(target, read))
+    locks = tables.locks
+    assert locks is not None
+    functions = functions_on_stacks(target, locks.tasks, np.arange(len(locks.tasks.address)))
+    rows = chosen_locks(tables, numbers, idle=idle)
+    report = LocksReport(target_facts(target, tables), tables, rows, functions)
+    session.answer(report)
+    if report.complete:
+        return session.completeness(tables)
+    session.note("incomplete: not all who hold or await a lock are known")
+    return session.INCOMPLETE
