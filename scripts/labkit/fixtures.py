@@ -40,18 +40,25 @@ def _capture(lab: Lab, plan: Plan, keep_core: Path | None) -> None:
         # The dump took a minute: it stays, and with it the guest's word.
         manifest.write(made, core.with_suffix(".json"))
         raise LabError(f"{error}\nThe dump is kept: {core}") from None
-    manifest.write(made, lab.fixtures / f"{plan.name}.json")
+    manifest.write(made, _folder(lab, plan) / f"{plan.name}.json")
     if keep_core is None:
         core.unlink()
         core.with_suffix(".map").unlink(missing_ok=True)
     lab.say(f"Wrote {snapshot} ({snapshot.stat().st_size / 1000:.0f} kB) and its .json")
 
 
+# What never rests is by itself: it is full of operations half done, and there is no word for it but
+# the workload's log.
+def _folder(lab: Lab, plan: Plan) -> Path:
+    return lab.fixtures if plan.word else lab.fixtures / plan.workload
+
+
 # The snapshot is the package's work, and its command line is all that the lab knows of it.
 def _snapshot(lab: Lab, plan: Plan, core: Path) -> Path:
-    target = lab.fixtures / f"{plan.name}.core.xz"
-    partial = lab.fixtures / f".{plan.name}.partial.core.xz"
-    lab.fixtures.mkdir(exist_ok=True)
+    folder = _folder(lab, plan)
+    target = folder / f"{plan.name}.core.xz"
+    partial = folder / f".{plan.name}.partial.core.xz"
+    folder.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)
     command = [sys.executable, "-m", "anonvma_inspect", "-c", str(core)]
     symbols = core.with_suffix(".map")

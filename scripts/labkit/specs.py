@@ -24,6 +24,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
     "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0, "quiet": 0, "nice": 0},
+    "locks": {"depth": 10, "members": 6, "vmas": 30, "tries": 200},
     "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }
 
@@ -41,6 +42,8 @@ class Plan:
     smaps: bool = False
     #: Also ask for every mapping of every process (maps): too many in a large guest.
     maps: bool = True
+    #: Ask for a word at all: not where nothing comes to rest.
+    word: bool = True
     #: Let the allocator give back its spare objects first, so that slabinfo's counts are exact.
     shrink: bool = False
     #: Words for the kernel's command line.
@@ -82,6 +85,7 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
         parameters=parameters,
         seed=seed,
         maps=workload != "large",
+        word=workload not in ("storm", "locks"),
     )
     return replace(made, **more)  # type: ignore[arg-type]  # the caller names fields of Plan
 
@@ -91,7 +95,8 @@ def word_options(plan: Plan) -> list[str]:
     symbols = KERNELS[plan.kernel].symbols == "guest"
     options = {"smaps": plan.smaps, "shrink": plan.shrink, "symbols": symbols}
     words = [f"{name}=1" for name, wanted in options.items() if wanted]
-    return words if plan.maps else [*words, "maps=0"]
+    words += [f"{name}=0" for name in ("maps", "word") if not getattr(plan, name)]
+    return words
 
 
 # What each workload's word is asked for. KFENCE takes some of the objects out of the ordinary
@@ -105,6 +110,8 @@ _ASKED: dict[str, dict[str, object]] = {
     "special": {"smaps": True},
     "vmaops": {"smaps": True},
     "faults": {"smaps": True},
+    # Preempted anywhere, where that is a choice.
+    "locks": {"append": "preempt=full"},
 }
 
 # Kernels by workload; the seed is the place in the list, so that no two are the same.
@@ -116,6 +123,7 @@ _CAPTURED = {
     "special": ("5.10", "6.12", "7.3", "6.12-arm64"),
     "pages": ("6.1", "7.2", "7.3", "5.10"),
     "many": ("6.12",),
+    "locks": ("6.1", "6.12", "7.3", "6.12-rt", "5.10", "6.12-arm64"),
 }
 
 # Dumps by makedumpfile. 1.7.8, the newest, takes some slabs of 7.2 and 7.3 for user pages: there
@@ -127,9 +135,19 @@ _KDUMPED = (
 )
 
 
+# Kernels that are preempted in few places, with what makes the best of that.
+_WORDS = {("locks", kernel): ["members=0"] for kernel in ("5.10", "6.12-arm64")}
+
+
 def _fixtures() -> dict[str, Plan]:
     plans = [
-        plan(f"{workload}-{kernel}", kernel, workload, [f"seed={seed}"], **_ASKED[workload])
+        plan(
+            f"{workload}-{kernel}",
+            kernel,
+            workload,
+            [f"seed={seed}", *_WORDS.get((workload, kernel), ())],
+            **_ASKED[workload],
+        )
         for workload, kernels in _CAPTURED.items()
         for seed, kernel in enumerate(kernels, start=1)
     ]
