@@ -1,0 +1,199 @@
+"""Who holds and who awaits locks, in kernels that were stopped while some do.
+
+What to expect is the guest's own word: the workload logs for every thread its state and what
+``/proc/PID/stack`` says, once nothing has moved for a while.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anonvma_inspect.collect import collect, collect_locks, functions_on_stacks
+from anonvma_inspect.kernel.functions import FUNCTIONS
+from anonvma_inspect.kernel.locks import LockState, resolve_locks
+from anonvma_inspect.tables import NO_ROW, ChainEnd, LockKind, Locks, OwnerState, Tables, Wanted
+
+from .captures import FIXTURES, KERNELS, Capture
+
+HELD = [
+    Capture(path.with_suffix(".core.xz"), path)
+    for path in sorted((FIXTURES / "locks").glob("*.json"))
+]
+each = pytest.mark.parametrize("capture", HELD, ids=lambda capture: capture.name)
+# The kernels in which a thread holds the lock of a root anon_vma, and others want it.
+with_anon_vma = pytest.mark.parametrize(
+    "capture",
+    [capture for capture in HELD if capture.manifest["parameters"]["members"]],
+    ids=lambda capture: capture.name,
+)
+
+
+@functools.cache
+def tables_of(capture: Capture) -> Tables:
+    return collect_locks(capture.target, collect(capture.target))
+
+
+def locks_of(capture: Capture) -> Locks:
+    locks = tables_of(capture).locks
+    assert locks is not None
+    return locks
+
+
+# What the guest says of each thread: by its id, state and functions.
+def word(capture: Capture) -> dict[int, Any]:
+    return {
+        event["tid"]: event for event in capture.manifest["word"]["log"] if event["event"] == "TASK"
+    }
+
+
+def called(event: Any) -> list[str]:
+    return [name.partition(".")[0] for name in str(event["stack"]).split(",")]
+
+
+# Whether a thread that is blocked there is so on a root anon_vma's lock; else on an mmap_lock.
+def wants_anon_vma(event: Any) -> bool:
+    return any("anon_vma" in name for name in called(event)[:2])
+
+
+def test_there_are_such_kernels() -> None:
+    assert HELD
+
+
+@each
+def test_those_who_wait_are_those_that_the_guest_says_are_blocked(capture: Capture) -> None:
+    """One that has been woken to take a lock, and has no CPU to do it on, is among them."""
+    locks, events = locks_of(capture), word(capture)
+    blocked = {tid for tid, event in events.items() if event["state"] == "D"}
+    waiting = locks.tasks.pid[locks.waiters.task].tolist()
+    assert blocked <= set(waiting)
+    assert len(waiting) == len(set(waiting))
+    for tid in set(waiting) - blocked:
+        place = waiting.index(tid)
+        assert events[tid]["state"] == "R"
+        assert locks.waiters.position[place] == 0
+        assert locks.rwsems.state[locks.waiters.lock[place]] == LockState.QUEUED
+    assert locks.missing is None
+    assert (locks.rwsems.waiters_end == ChainEnd.CLOSED).all()
+    assert tables_of(capture).complete
+
+
+@each
+def test_each_waits_for_the_lock_that_it_asked_for(capture: Capture) -> None:
+    locks, events = locks_of(capture), word(capture)
+    for lock, task in zip(locks.waiters.lock, locks.waiters.task, strict=True):
+        event = events[int(locks.tasks.pid[task])]
+        kind = LockKind.ANON_VMA if wants_anon_vma(event) else LockKind.MMAP_LOCK
+        assert locks.rwsems.kind[lock] == kind, event
+        assert locks.tasks.waits_for[task] == lock
+        # All faults, mappings and forks of the workload are of a thread's own mm.
+        if kind == LockKind.MMAP_LOCK:
+            assert locks.rwsems.row[lock] == locks.tasks.mm[task]
+            assert locks.tasks.tgid[task] == event["pid"]
+        assert locks.tasks.comm[task].decode() == event["comm"]
+        assert bool(locks.tasks.state[task] & np.uint64(2)) == (event["state"] == "D")
+
+
+@each
+def test_who_holds_them(capture: Capture) -> None:
+    """The process that forks on the other CPU has its own mmap_lock, and is not on that CPU."""
+    locks = locks_of(capture)
+    events = word(capture)
+    owner = next(
+        tid
+        for tid, event in events.items()
+        if event["comm"] == "locks-owner" and event["pid"] == event["tid"] and event["state"] == "R"
+    )
+    task = int(np.flatnonzero(locks.tasks.pid == owner)[0])
+    owned = np.flatnonzero(locks.rwsems.owner_task == task)
+    assert (locks.rwsems.owner_state[owned] == OwnerState.WRITER).all()
+    assert (locks.rwsems.state[owned] == LockState.WRITER).all()
+    mmap_lock = (locks.rwsems.kind[owned] == LockKind.MMAP_LOCK) & (
+        locks.rwsems.row[owned] == locks.tasks.mm[task]
+    )
+    assert mmap_lock.sum() == 1
+    assert not locks.tasks.on_cpu[task]
+
+
+@with_anon_vma
+def test_who_holds_the_root(capture: Capture) -> None:
+    locks = locks_of(capture)
+    awaited = (locks.rwsems.kind == LockKind.ANON_VMA) & (locks.rwsems.waiters > 0)
+    assert awaited.sum() == 1
+    lock = int(np.flatnonzero(awaited)[0])
+    if locks.rwsems.state[lock] == LockState.WRITER:
+        assert locks.rwsems.owner_state[lock] == OwnerState.WRITER
+        holder = int(locks.rwsems.owner_task[lock])
+    else:
+        holder = int(locks.waiters.task[locks.waiters.lock == lock][0])
+    event = word(capture)[int(locks.tasks.pid[holder])]
+    assert event["state"] == "R"
+    assert any("anon_vma" in name for name in called(event))
+    # The others are on their way: the members have their own mmap_locks meanwhile.
+    behind = locks.tasks.waits_for[locks.rwsems.owner_task[locks.rwsems.owner_task != NO_ROW]]
+    assert (behind == lock).sum() >= 2
+
+
+@each
+def test_how_long_they_wait(capture: Capture) -> None:
+    """The guest has seen them blocked for 200 ms; the log's seconds bound it from above."""
+    locks = locks_of(capture)
+    realtime = resolve_locks(capture.target.layouts).realtime  # type: ignore[union-attr]
+    told = locks.waiters.waited_ms
+    if realtime or "clocksource_jiffies" not in capture.target.symbols:
+        assert (told == -1).all()
+    else:
+        assert (told >= 200).all()
+        assert (told < 120_000).all()
+    ran = locks.tasks.last_ran_ms
+    if "runqueues" in capture.target.symbols:
+        assert (ran >= 200).all()
+        assert (ran < 120_000).all()
+
+
+@each
+def test_readers_and_writers(capture: Capture) -> None:
+    """Faults and MADV_DONTNEED ask for reading, mapping and forking for writing."""
+    locks = locks_of(capture)
+    events = word(capture)
+    wanted = {
+        int(locks.tasks.pid[task]): Wanted(want)
+        for task, want in zip(locks.waiters.task, locks.waiters.wanted, strict=True)
+    }
+    for tid, want in wanted.items():
+        if want == Wanted.UNKNOWN:
+            assert resolve_locks(capture.target.layouts).realtime  # type: ignore[union-attr]
+            continue
+        names = {"do_madvise", "do_user_addr_fault", "exc_page_fault", "do_page_fault"}
+        reads = not wants_anon_vma(events[tid]) and names & set(called(events[tid]))
+        assert want == (Wanted.READ if reads else Wanted.WRITE), events[tid]
+
+
+@each
+def test_functions_on_stacks(capture: Capture) -> None:
+    """All that the guest's own unwinder finds, of the functions that are looked for."""
+    locks = locks_of(capture)
+    events = word(capture)
+    rows = np.arange(len(locks.tasks.address))
+    for row, found in zip(
+        rows, functions_on_stacks(capture.target, locks.tasks, rows), strict=True
+    ):
+        assert found is not None
+        event = events[int(locks.tasks.pid[row])]
+        assert set(called(event)) & set(FUNCTIONS) <= set(found), event
+
+
+@pytest.mark.parametrize("capture", KERNELS, ids=lambda capture: capture.name)
+def test_nobody_at_rest(capture: Capture) -> None:
+    locks = collect_locks(capture.target, capture.tables).locks
+    assert locks is not None
+    assert locks.missing is None
+    assert (locks.rwsems.state == LockState.IDLE).all()
+    assert not locks.rwsems.readers.any()
+    assert not len(locks.waiters.lock)
+    anon_vmas = capture.tables.anon_vmas
+    roots = np.count_nonzero(anon_vmas.reached & (anon_vmas.root == anon_vmas.address))
+    assert len(locks.rwsems.address) == roots + len(capture.tables.mms.address)
