@@ -90,7 +90,7 @@ def test_no_command_is_help_and_wrong_usage(cli: Cli) -> None:
         (
             ["frobnicate"],
             "there is no command 'frobnicate': "
-            "audit, vma, chain, tree, stats, snapshot, explain are known",
+            "audit, vma, chain, tree, stats, locks, snapshot, explain are known",
         ),
         (["audit"], "no target: name a vmcore or a snapshot with -c PATH"),
         (["-c", "x", "vma", "1x"], "'1x' is no PID"),
