@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import sys
 
 __all__ = ("set_up_process",)
 
 # malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -2, -3, -8
 _NEVER = 2**31 - 1
 # The most that glibc allows; the columns of an audit are mostly smaller.
 _MMAP_THRESHOLD = 32 << 20
+# What glibc adds when the heap grows, and what it is to add once.
+_TOP_PAD, _HEAP = 128 << 10, 1 << 30
+_HUGE_PAGE = 2 << 20
 
 
 def set_up_process() -> None:
     """Set up output streams, the allocator, drgn and numpy."""
     _make_writable()
-    _keep_freed_memory()
+    _set_up_memory()
     # Looking for drgn's plugins takes longer than opening a dump, and there is nothing for them to
     # add. Those that DRGN_PLUGINS names are loaded.
     os.environ.setdefault("DRGN_DISABLE_PLUGINS", "*")
@@ -40,12 +44,31 @@ def _make_writable() -> None:
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
+def _set_up_memory() -> None:
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        _keep_freed_memory(libc)
+        _take_huge_pages(libc)
+
+
 # A column of a million words that is freed goes back to the kernel, which clears the pages of the
 # next one: a fifth of the time of a large audit, if glibc is not told to keep them.
-def _keep_freed_memory() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
-        # Arenas of threads give it back whatever they are told.
-        mallopt(_M_ARENA_MAX, 1)
+def _keep_freed_memory(libc: ctypes.CDLL) -> None:
+    libc.mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    libc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    # Arenas of threads give it back whatever they are told.
+    libc.mallopt(_M_ARENA_MAX, 1)
+
+
+# To get the memory of a large audit in small pages takes a tenth of its time. So the heap gets room
+# enough, and the kernel is told; where there is no such room, the heap grows as it would.
+def _take_huge_pages(libc: ctypes.CDLL) -> None:
+    libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
+    nothing = ctypes.c_ssize_t(0)
+    start = -(-libc.sbrk(nothing) // _HUGE_PAGE) * _HUGE_PAGE
+    libc.mallopt(_M_TOP_PAD, _HEAP)
+    libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(_MMAP_THRESHOLD // 2))))
+    libc.mallopt(_M_TOP_PAD, _TOP_PAD)
+    size = libc.sbrk(nothing) - start
+    if size > 0:
+        libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), mmap.MADV_HUGEPAGE)
