@@ -33,6 +33,7 @@ __all__ = (
     "Avcs",
     "Broken",
     "ChainEnd",
+    "Holders",
     "Holes",
     "Ksm",
     "Links",
@@ -142,6 +143,19 @@ class Tasks:
 
 
 @dataclass(frozen=True)
+class Holders:
+    """Tasks on the list of tasks that hold a semaphore of the tables for write, by address.
+
+    Kernel threads and tasks that have given up their mm (exiting ones) are here as well.
+    """
+
+    address: U64Column
+    pid: I64Column
+    #: Empty if it is not known.
+    comm: TextColumn
+
+
+@dataclass(frozen=True)
 class Mms:
     """``mm_struct`` objects: those of tasks, then *unlisted* ones met through trees."""
 
@@ -164,6 +178,10 @@ class Mms:
     #: ``mm_lock_seq``, which changes whenever a writer gives ``mmap_lock`` back; 0 where the kernel
     #: has none (before v6.4).
     lock_seq: U64Column
+    #: By which task, as an address that nobody vouches for: 0 if it is not known, or not yet.
+    lock_owner: U64Column
+    #: How many hold it for read.
+    lock_readers: I64Column
     #: All its words were there; without some of them nobody knows whether it is at rest.
     known: BoolColumn
     #: What names the heap, the stack and the vdso among its VMAs (0 where the kernel has no such
@@ -292,6 +310,8 @@ class AnonVmas:
     write_locked: BoolColumn
     #: A :class:`anonvma_inspect.kernel.locks.LockState`, likewise.
     lock_state: U8Column
+    #: As in :class:`Mms`.
+    lock_owner: U64Column
     #: Rows of ``root`` and ``parent`` in :class:`AnonVmas`. ``parent`` may dangle once the tree is
     #: empty, so it is followed only where the tree is not: NO_ROW there.
     root_row: RowColumn
@@ -661,6 +681,7 @@ class Tables:
     era: Era
     space: AddressSpace
     tasks: Tasks
+    holders: Holders
     mms: Mms
     slots: Slots
     vmas: Vmas

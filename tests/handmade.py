@@ -24,6 +24,7 @@ from anonvma_inspect.tables import (
     Avcs,
     Broken,
     ChainEnd,
+    Holders,
     Holes,
     Ksm,
     Links,
@@ -151,6 +152,8 @@ class Mm:
     write_locked: bool = False
     lock_free: bool = True
     lock_seq: int = 0
+    lock_owner: int = 0
+    lock_readers: int = 0
     walked: bool = True
     whole: bool = True
     #: first, last, pointer.
@@ -226,6 +229,7 @@ class AnonVma:
     rb_root: int = 0
     rb_leftmost: int = 0
     write_locked: bool = False
+    lock_owner: int = 0
     #: As a LockState, if it is not held for write.
     lock_state: int = 0
     #: In order of insertion.
@@ -608,6 +612,16 @@ class _Reader:
             self.met.add(avc.address)
             front += [(avc.rb_left, place, True), (avc.rb_right, place, False)]
 
+    def holders(self) -> Holders:
+        owners = {mm.lock_owner for mm in self.model.mms}
+        owners |= {anon_vma.lock_owner for anon_vma in self.model.anon_vmas}
+        tasks = [task for task in self.model.tasks if task.address in owners]
+        return Holders(
+            address=_words([task.address for task in tasks]),
+            pid=_numbers([task.pid for task in tasks]),
+            comm=np.array([task.comm for task in tasks], dtype="S16"),
+        )
+
     # ---- columns
 
     def columns(self) -> Tables:
@@ -650,6 +664,7 @@ class _Reader:
                 comm=np.array([task.comm for task in model.tasks], dtype="S16"),
                 mm=_numbers([mm_row[task.mm.address] for task in model.tasks]),
             ),
+            holders=self.holders(),
             mms=Mms(
                 address=_words([mm.address for mm in mms]),
                 mm_users=_numbers([mm.mm_users for mm in mms]),
@@ -662,6 +677,8 @@ class _Reader:
                 write_locked=_flags([mm.write_locked for mm in mms]),
                 lock_free=_flags([mm.lock_free and not mm.write_locked for mm in mms]),
                 lock_seq=_words([mm.lock_seq for mm in mms]),
+                lock_owner=_words([mm.lock_owner for mm in mms]),
+                lock_readers=_numbers([mm.lock_readers for mm in mms]),
                 known=_flags([True for _ in mms]),
                 start_brk=_words([0] * len(mms)),
                 brk=_words([0] * len(mms)),
@@ -836,6 +853,7 @@ class _Reader:
             lock_state=np.array(
                 [a.lock_state or int(a.write_locked) for a in anon_vmas], dtype=np.uint8
             ),
+            lock_owner=_words([a.lock_owner for a in anon_vmas]),
             root_row=_numbers([av_row.get(a.root, NO_ROW) for a in anon_vmas]),
             parent_row=_numbers(
                 [av_row.get(a.parent, NO_ROW) if a.rb_root else NO_ROW for a in anon_vmas]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from anonvma_inspect import __version__
+from anonvma_inspect.in_flight import Audit
 from anonvma_inspect.invariants.base import (
     Finding,
     Invariant,
@@ -23,7 +24,6 @@ from anonvma_inspect.invariants.base import (
     Where,
     always,
 )
-from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.report.audit import AuditReport, Outcome
 from anonvma_inspect.report.chain import ChainReport
 from anonvma_inspect.report.explain import ExplainReport

@@ -16,8 +16,8 @@ from anonvma_inspect.errors import UsageError
 
 if TYPE_CHECKING:
     from anonvma_inspect.cli.progress import Progress
+    from anonvma_inspect.in_flight import Audit
     from anonvma_inspect.invariants.base import Invariant
-    from anonvma_inspect.invariants.catalogue import Audit
     from anonvma_inspect.report.facts import TargetFacts
     from anonvma_inspect.report.render import Report
     from anonvma_inspect.tables import Tables
@@ -111,7 +111,7 @@ class Session:
         :param on_finding: Called when something is confirmed, with what shows it.
         """
         from anonvma_inspect.confirm import audit_running
-        from anonvma_inspect.invariants.catalogue import audit
+        from anonvma_inspect.in_flight import audit
 
         if target.live:
             with self.progress() as progress:

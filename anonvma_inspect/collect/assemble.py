@@ -12,10 +12,10 @@ from anonvma_inspect.collect.index import ranks
 from anonvma_inspect.collect.ksm import KsmWalk, held_by_ksm
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.reader import Columns, Reader
-from anonvma_inspect.collect.tasks import Threads
+from anonvma_inspect.collect.tasks import Threads, read_holders
 from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.kernel.locks import is_write_locked, lock_states
+from anonvma_inspect.kernel.locks import is_write_locked, lock_states, owner_tasks
 from anonvma_inspect.kernel.tags import decode_anon_vma
 from anonvma_inspect.parallel import run_both
 from anonvma_inspect.tables import (
@@ -78,6 +78,8 @@ _ANON_VMA_WORDS = (
     "rb_leftmost",
     "rwsem_count",
     "rwsem_readers",
+    "rwsem_owner",
+    "rwsem_rt_owner",
 )
 _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 
@@ -113,18 +115,22 @@ def assemble(
         anon_vma_row=met.anon_vmas.find(ksm.items.anon_vma),
         mm_row=_mm_rows(met, mm_rank, ksm.items.mm),
     )
+    anon_vmas = _anon_vma_table(
+        reader, met, era, anon_vma_order, vmas, avcs, links, nodes, rmap_items
+    )
     return Tables(
         era=era,
         space=reader.space,
         tasks=tasks,
+        holders=read_holders(
+            reader, era, threads, np.concatenate([mms.lock_owner, anon_vmas.lock_owner])
+        ),
         mms=mms,
         slots=slots,
         vmas=vmas,
         links=links,
         avcs=avcs,
-        anon_vmas=_anon_vma_table(
-            reader, met, era, anon_vma_order, vmas, avcs, links, nodes, rmap_items
-        ),
+        anon_vmas=anon_vmas,
         nodes=nodes,
         stable_nodes=ksm.nodes,
         rmap_items=rmap_items,
@@ -184,6 +190,8 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
         write_locked=column("write_locked"),
         lock_free=column("lock_free"),
         lock_seq=column("lock_seq"),
+        lock_owner=column("lock_owner"),
+        lock_readers=column("lock_readers"),
         known=column("known"),
         start_brk=column("start_brk"),
         brk=column("brk"),
@@ -369,6 +377,9 @@ def _anon_vma_table(
     reached = marked(len(order), vmas.active) | marked(len(order), listed)
     reached |= held_by_ksm(rmap_items, address, words, root_row, avcs, nodes)
     reached |= marked(len(order), root_row[reached])
+    write_locked = is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers"))
+    realtime = "rwsem_readers" in record
+    owner, _ = owner_tasks(word("rwsem_rt_owner" if realtime else "rwsem_owner"), realtime)
     return AnonVmas(
         address=address,
         root=words["root"],
@@ -379,10 +390,11 @@ def _anon_vma_table(
         degree=counter("degree"),
         rb_root=rb_root,
         rb_leftmost=word("rb_leftmost"),
-        write_locked=is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers")),
+        write_locked=write_locked,
         lock_state=lock_states(
             words.get("rwsem_count"), words.get("rwsem_readers"), "rwsem_owner" in record
         ),
+        lock_owner=np.where(write_locked, owner, np.uint64(0)),
         root_row=root_row,
         parent_row=parent_row,
         tree_whole=tree_whole,

@@ -8,7 +8,7 @@ import numpy as np
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.kernel.locks import is_free, is_write_locked
+from anonvma_inspect.kernel.locks import is_free, is_write_locked, lock_readers, owner_tasks
 from anonvma_inspect.tables import I64Column, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
@@ -35,6 +35,8 @@ class MmFields:
     write_locked: BoolColumn
     lock_free: BoolColumn
     lock_seq: U64Column
+    lock_owner: U64Column
+    lock_readers: I64Column
     start_brk: U64Column
     brk: U64Column
     start_stack: U64Column
@@ -78,14 +80,17 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
     count, readers = (
         words(name) if name in era.mm else None for name in ("mmap_lock_count", "mmap_lock_readers")
     )
+    write_locked = is_write_locked(count, readers)
     return MmFields(
         address=addresses,
         mm_users=signed32("mm_users"),
         map_count=signed32("map_count"),
         flags=words("mm_flags"),
-        write_locked=is_write_locked(count, readers),
+        write_locked=write_locked,
         lock_free=is_free(count, readers),
         lock_seq=words("mm_lock_seq"),
+        lock_owner=_lock_owner(reader, era, addresses, write_locked),
+        lock_readers=lock_readers(count, readers),
         start_brk=words("start_brk"),
         brk=words("brk"),
         start_stack=words("start_stack"),
@@ -94,6 +99,21 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
         known=known,
         present=present,
     )
+
+
+# Only of locks that are held. What is not in the target is not known; that is no hole, for nothing
+# is judged by it alone.
+def _lock_owner(
+    reader: Reader, era: Era, addresses: U64Column, write_locked: BoolColumn
+) -> U64Column:
+    owner = np.zeros(len(addresses), dtype=np.uint64)
+    held = np.flatnonzero(write_locked)
+    if "mmap_lock_owner" in era.mm and len(held):
+        field = era.mm.fields["mmap_lock_owner"]
+        words, _ = reader.memory.gather(addresses[held] + np.uint64(field.offset), field.size)
+        column = era.mm.column(words, "mmap_lock_owner", field.offset)
+        owner[held], _ = owner_tasks(column, "mmap_lock_readers" in era.mm)
+    return owner
 
 
 def looks_like_mm(reader: Reader, era: Era, addresses: U64Column) -> BoolColumn:

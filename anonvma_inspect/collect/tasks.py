@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.tables import NO_ROW
+from anonvma_inspect.tables import NO_ROW, Holders, find_rows
 from anonvma_inspect.target.memory import U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("Threads", "read_threads", "until_nul")
+__all__ = ("Threads", "read_holders", "read_threads", "until_nul")
 
 # include/linux/sched.h: a kernel thread. One can borrow a process's mm for a while.
 _PF_KTHREAD = 0x00200000
@@ -73,6 +73,20 @@ def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
         known=tasks,
         pid_known=pid.astype(np.int64),
     )
+
+
+def read_holders(reader: Reader, era: Era, threads: Threads, owners: U64Column) -> Holders:
+    """Of what words say to be the owners of locks, those that are tasks.
+
+    :param owners: Any values at all.
+    """
+    rows = find_rows(threads.known, np.unique(owners))
+    rows = rows[rows != NO_ROW]
+    address = threads.known[rows]
+    field = era.task.fields["comm"]
+    # A snapshot may lack the names of tasks that have no mm.
+    comm, _ = reader.memory.gather(address + np.uint64(field.offset), field.size)
+    return Holders(address=address, pid=threads.pid_known[rows], comm=until_nul(comm))
 
 
 def until_nul(text: NDArray[np.uint8]) -> NDArray[np.bytes_]:

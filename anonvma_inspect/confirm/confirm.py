@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.confirm.steady import Steady
+from anonvma_inspect.in_flight import Audit
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
-from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct

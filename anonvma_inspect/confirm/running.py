@@ -11,8 +11,9 @@ import numpy as np
 from anonvma_inspect.collect import collect_audit, collect_families
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.confirm.confirm import Starts, confirm
+from anonvma_inspect.in_flight import Audit, audit
 from anonvma_inspect.invariants.base import Invariant
-from anonvma_inspect.invariants.catalogue import CATALOGUE, Audit, audit
+from anonvma_inspect.invariants.catalogue import CATALOGUE
 from anonvma_inspect.tables import Holes, Tables
 from anonvma_inspect.target.target import Target
 

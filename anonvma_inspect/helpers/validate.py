@@ -24,7 +24,7 @@ from drgn.helpers import ValidationError
 
 from anonvma_inspect.collect import collect_from, collect_slabs
 from anonvma_inspect.errors import NotFoundError
-from anonvma_inspect.invariants import catalogue
+from anonvma_inspect.in_flight import audit as run_audit
 from anonvma_inspect.invariants.base import Finding, Severity
 from anonvma_inspect.kernel.tags import strip_lock_mark
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows
@@ -104,7 +104,7 @@ def _validate(prog: Program, struct: str, address: int) -> None:
     except NotFoundError as error:
         raise ValidationError(str(error)) from None
     tables = collect_slabs(target, tables)
-    audit = catalogue.audit(tables)
+    audit = run_audit(tables)
     errors = [result for result in audit.results if result.invariant.severity is Severity.ERROR]
     findings = [finding for result in errors for finding in result.findings(_MAX_FINDINGS)]
     if findings:

@@ -165,6 +165,8 @@ _MM = (
     # it") (in v6.4) it counts how often a writer gave mmap_lock back; since eb449bd96954 ("mm:
     # convert mm_lock_seq to a proper seqcount") (in v6.14) also how often one took it.
     "?mm_lock_seq=mm_lock_seq.sequence|mm_lock_seq",
+    # Since v5.3 who holds it for write is an atomic_long_t, with flags.
+    "?mmap_lock_owner=mmap_lock.owner.counter|mmap_lock.rwbase.rtmutex.owner",
     "start_brk",
     "brk",
     "start_stack",
@@ -234,6 +236,7 @@ _ANON_VMA = (
     "?rwsem_count=rwsem.count.counter",
     "?rwsem_readers=rwsem.rwbase.readers.counter",
     "?rwsem_owner=rwsem.owner.counter",
+    "?rwsem_rt_owner=rwsem.rwbase.rtmutex.owner",
 )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from anonvma_inspect import __version__
+from anonvma_inspect.in_flight import Audit, InFlight, Lock
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, Severity, State, Where
-from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.report.counts import count_objects, describe_counts
 from anonvma_inspect.report.escape import escape, printable
 from anonvma_inspect.report.facts import Document, TargetFacts
@@ -98,7 +98,9 @@ class AuditReport:
                 finding_document(finding)
                 for finding in itertools.islice(self.audit.transients(), self.max_findings)
             ],
-            "in_flight": [],
+            "in_flight": [
+                _in_flight_document(state) for state in self.audit.in_flight(self.max_findings)
+            ],
             "findings_total": self.audit.findings_total,
             "findings": [
                 finding_document(finding) for finding in self.audit.findings(self.max_findings)
@@ -124,6 +126,9 @@ class AuditReport:
                 "does --format json"
             )
             yield ""
+        if self.audit.in_flight_total:
+            yield from self._in_flight()
+            yield ""
         if not self.audit.tables.complete:
             yield style.warn(_describe_holes(self.audit.tables.holes))
             if self.filtered is not None:
@@ -148,6 +153,23 @@ class AuditReport:
             f"not at rest when read again ({', '.join(by_code)})"
         )
 
+    # States that operations under way explain, a line each, by operation.
+    def _in_flight(self) -> Iterator[str]:
+        total = self.audit.in_flight_total
+        kinds = ", ".join(
+            f"{count:,} {name}" for name, count in sorted(self.audit.in_flight_counts.items())
+        )
+        yield (
+            f"in flight: {counted(total, 'state')} explained by operations that hold their locks: "
+            f"{kinds}"
+        )
+        states = sorted(
+            self.audit.in_flight(self.max_findings), key=lambda state: state.operation.name
+        )
+        yield from table([_in_flight_row(state) for state in states])
+        if len(states) < total:
+            yield f"  {len(states):,} of {total:,} listed"
+
     # What was asked for by name and could not be checked.
     def _not_done(self) -> list[str]:
         return [
@@ -166,6 +188,8 @@ class AuditReport:
                 f" ({counted(totals[Severity.ERROR], 'error')}, "
                 f"{counted(totals[Severity.WARNING], 'warning')})"
             )
+        if audit.in_flight_total:
+            figures.append(f"{counted(audit.in_flight_total, 'state')} in flight")
         if not audit.tables.complete:
             figures.append(counted(len(audit.tables.holes.address), "hole"))
         not_done = sorted({*self._not_done(), *(r.invariant.code for r in audit.failures)})
@@ -219,6 +243,40 @@ def finding_document(finding: Finding) -> Document:
         "root": hex_or_null(finding.root),
         "cause": hex_or_null(finding.cause),
     }
+
+
+def _in_flight_document(state: InFlight) -> Document:
+    lock = state.operation.lock
+    return {
+        **finding_document(state.finding),
+        "operation": state.operation.name,
+        "lock": {"type": lock.kind, "address": hexadecimal(lock.address), "held": lock.held},
+        "owner": None
+        if lock.pid is None
+        else {"pid": lock.pid, "comm": None if not lock.comm else escape(lock.comm)},
+    }
+
+
+def _in_flight_row(state: InFlight) -> tuple[str, ...]:
+    finding, lock = state.finding, state.operation.lock
+    return (
+        f"  {state.operation.name}",
+        f"{finding.code} {finding.slug}",
+        f"{finding.object_type} {hexadecimal(finding.object_address)}",
+        _describe_lock(lock),
+    )
+
+
+def _describe_lock(lock: Lock) -> str:
+    if lock.held == "exit":
+        return f"mm_struct {hexadecimal(lock.address)} has no users"
+    struct = "mm_struct" if lock.kind == "mmap_lock" else "anon_vma"
+    text = f"{struct} {hexadecimal(lock.address)} locked for {lock.held}"
+    if lock.pid is not None:
+        text += f" by PID {lock.pid}"
+    if lock.comm:
+        text += f" ({escape(lock.comm)})"
+    return text
 
 
 def finding_text(finding: Finding, invariant: Invariant, style: Style) -> Iterator[str]:

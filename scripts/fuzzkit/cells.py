@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.in_flight import audit
 from anonvma_inspect.invariants.base import Finding, Severity
-from anonvma_inspect.invariants.catalogue import audit
 
 from .harmless import harmless, needs_pages
 from .verbs import Change

@@ -26,7 +26,7 @@ BARE = "bare"
 # Members that are structs; their own members are fields themselves.
 _CONTAINERS = frozenset(("anon_vma_chain", "same_vma", "rb", "vm_rb"))
 # Only asked for to know how the word beside it is to be read.
-_UNREAD = frozenset(("rwsem_owner",))
+_UNREAD = frozenset(("rwsem_owner", "rwsem_rt_owner"))
 # What the pointers among the fields lead to: a struct's start, or a member of it.
 _LEADS_TO = {
     "vm_mm": ("mm", None),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from anonvma_inspect.collect import collect_audit
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.invariants.catalogue import audit
+from anonvma_inspect.in_flight import audit
 from anonvma_inspect.target import TargetOptions, open_target
 
 __all__ = ("judge",)

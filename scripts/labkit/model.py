@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from anonvma_inspect.collect import collect
-from anonvma_inspect.invariants.catalogue import audit
+from anonvma_inspect.in_flight import audit
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target import TargetOptions, open_target
 from tests.model.eras import ERAS, Rules

@@ -1,0 +1,81 @@
+"""VMAs whose bounds are being changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.operation import Operation
+from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.tables import NO_ROW, RowColumn
+from anonvma_inspect.target.memory import BoolColumn
+
+__all__ = ("recognise",)
+
+_CODES = frozenset(
+    (
+        *("AV002", "AV104", "AV106", "AV201", "AV204", "AV205", "AV208"),
+        *("AV303", "AV401", "AV403", "AV404", "AV405"),
+    )
+)
+
+
+def recognise(scene: Scene) -> Iterator[Operation]:
+    """Splits, merges and growing stacks: VMAs that are out of their trees as a whole.
+
+    Before a VMA's bounds or page offset change, all its AVCs leave their trees, from the list's
+    head on, under the root's lock; they come back in the same order when the mm's tree has the new
+    bounds (``vma_prepare()``, ``vma_complete()``, mm/mmap.c or mm/vma.c; ``__vma_adjust()``,
+    v5.10).
+    No list and no count changes. Two VMAs with a common border can be in this state at once.
+    """
+    tables = scene.tables
+    vmas = tables.vmas
+    mm_of = vmas.mm
+    odd = scene.closed & (scene.linked < vmas.chain_length) & (vmas.slot != NO_ROW)
+    odd &= (vmas.active != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
+    for vma in np.flatnonzero(odd).tolist():
+        if not scene.own_list(vma) or not scene.root_held(int(vmas.active[vma])):
+            continue
+        avcs, members = scene.chain(vma), scene.members(vma)
+        if not (members == vmas.active[vma]).any() or not _is_one_run(scene.in_tree(avcs)):
+            continue
+
+        def settle(draft: Draft, vma: int = vma, avcs: RowColumn = avcs) -> None:
+            for avc in avcs.tolist():
+                draft.insert(avc)
+            _place(scene, draft, vma)
+
+        yield Operation(
+            "vma_adjust",
+            scene.root_lock(int(vmas.active[vma])),
+            _CODES,
+            settle,
+            vmas=frozenset((vma,)),
+            anon_vmas=frozenset(members.tolist()),
+            mms=frozenset((int(mm_of[vma]),)),
+        )
+
+
+# Those that have left their trees are the first, or those that have come back are.
+def _is_one_run(linked: BoolColumn) -> bool:
+    return int(np.count_nonzero(linked[1:] != linked[:-1])) <= 1
+
+
+# Let the mm's tree have the VMA where it says that it is, if one end of it fits, and drop what it
+# has grown over.
+def _place(scene: Scene, draft: Draft, vma: int) -> None:
+    vmas, slots = scene.tables.vmas, scene.tables.slots
+    slot = int(vmas.slot[vma])
+    first, last = int(vmas.vm_start[vma]), int(vmas.vm_end[vma]) - 1
+    fits = (int(slots.first[slot]) == first, int(slots.last[slot]) == last)
+    if all(fits) or not any(fits):
+        return
+    over = scene.slots_over(vma)
+    over = over[over != slot]
+    inside = (slots.first[over] >= vmas.vm_start[vma]) & (slots.last[over] < vmas.vm_end[vma])
+    draft.place(slot, first, last)
+    draft.drop_slots(over[inside])

@@ -1,0 +1,56 @@
+"""``__anon_vma_prepare()``, mm/rmap.c (v5.10 to v7.3): a VMA's first anonymous page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.operation import Operation
+from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.tables import NO_ROW
+
+__all__ = ("recognise",)
+
+_CODES = frozenset(("AV104", "AV105", "AV201", "AV401", "AV402", "AV403", "AV405"))
+
+
+def recognise(scene: Scene) -> Iterator[Operation]:
+    """VMAs that get an anon_vma: a new one, or that of a neighbour whose chain has just that.
+
+    Under the root's lock: ``vma->anon_vma`` is set, then the AVC goes on the list, then into the
+    tree, then ``num_active_vmas`` goes up.
+    """
+    vmas = scene.tables.vmas
+    odd = scene.closed & (vmas.slot != NO_ROW) & (vmas.active != NO_ROW)
+    odd &= (vmas.chain_length <= 1) & take(scene.mm_writer | scene.mm_reader, vmas.mm, False)
+    facts = scene.facts
+    active = np.flatnonzero(odd)
+    is_root = take(facts.root_row, vmas.active[active], NO_ROW) == vmas.active[active]
+    for vma in active[is_root].tolist():
+        root = int(vmas.active[vma])
+        if not scene.root_held(root) or not scene.own_list(vma):
+            continue
+        if vmas.chain_length[vma] and int(scene.members(vma)[0]) != root:
+            continue
+
+        def settle(draft: Draft, vma: int = vma, root: int = root) -> None:
+            draft.unlink(vma)
+            draft.forget_anon_vma(vma)
+            if draft.active_surplus(root) > 0:
+                draft.add_active(root, -1)
+            if not draft.size(root):
+                draft.add_children(root, -1)
+                draft.put(root)
+
+        yield Operation(
+            "anon_vma_prepare",
+            scene.root_lock(root),
+            _CODES,
+            settle,
+            vmas=frozenset((vma,)),
+            anon_vmas=frozenset((root,)),
+            mms=frozenset((int(vmas.mm[vma]),)),
+        )

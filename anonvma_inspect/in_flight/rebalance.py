@@ -1,0 +1,65 @@
+"""Insertion into a tree, and removal from it, half done (lib/rbtree.c, v5.10 to v7.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.operation import Operation
+from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.tables import NO_ROW
+
+__all__ = ("recognise",)
+
+_CODES = frozenset(("AV203", "AV205", "AV206"))
+# A node and those around it: what one step of the repair writes to.
+_MAX_WORDS = 3
+
+
+def recognise(scene: Scene) -> Iterator[Operation]:
+    """Trees in which colours, pointers or ``rb_subtree_last`` are wrong in one place.
+
+    Whoever inserts or removes a node repairs the tree step by step from there to the root; between
+    two steps the rules are broken at one node. That is so in no more than one tree of a family, and
+    its writer must be at work on the mm of a VMA of that tree.
+    """
+    tables, facts = scene.tables, scene.facts
+    places: dict[int, list[int]] = {}
+    for result in scene.results:
+        if result.invariant.code in _CODES:
+            for group in result.violations:
+                if not len(group):
+                    continue
+                of_nodes = group.object_type != tables.era.vma.struct
+                rows = np.full(len(group), NO_ROW) if group.anon_vma is None else group.anon_vma
+                for row in rows.tolist():
+                    root = int(facts.root_row[row]) if of_nodes and row != NO_ROW else NO_ROW
+                    places.setdefault(root, []).append(row)
+    for root, trees in places.items():
+        if root == NO_ROW or len(set(trees)) > 1 or len(trees) > _MAX_WORDS:
+            continue
+        tree = trees[0]
+        if not scene.root_held(root) or not _is_at_work(scene, root, tree):
+            continue
+
+        def settle(draft: Draft, tree: int = tree) -> None:
+            draft.lay_out(tree)
+
+        yield Operation(
+            "rebalance", scene.root_lock(root), _CODES, settle, anon_vmas=frozenset((tree,))
+        )
+
+
+# Some mm with a VMA in the tree, or whose VMA has just left it, is locked by the same task, or by
+# readers, or on its way out.
+def _is_at_work(scene: Scene, root: int, tree: int) -> bool:
+    tables, facts = scene.tables, scene.facts
+    avcs = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == tree))
+    mm = np.unique(take(tables.vmas.mm, facts.home[avcs], NO_ROW))
+    mm = mm[mm != NO_ROW]
+    owner = tables.anon_vmas.lock_owner[root]
+    same = scene.mm_writer[mm] & (tables.mms.lock_owner[mm] == owner)
+    return bool((same | scene.mm_reader[mm] | scene.mm_exiting[mm]).any())

@@ -1,0 +1,267 @@
+"""Telling the findings that operations under way explain from the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anonvma_inspect.in_flight import (
+    bounds,
+    clone,
+    first_fault,
+    leave,
+    rebalance,
+    unlink,
+    unmap,
+)
+from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.operation import Operation
+from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants import catalogue
+from anonvma_inspect.invariants.base import Finding, Invariant, Result, Violations, state_of
+from anonvma_inspect.invariants.catalogue import CATALOGUE
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.tables import NO_ROW, RowColumn, Tables, find_rows
+from anonvma_inspect.target.memory import U64Column
+
+__all__ = ("Audit", "InFlight", "audit")
+
+_RECOGNISERS = (
+    leave.recognise,
+    bounds.recognise,
+    clone.recognise,
+    unlink.recognise,
+    first_fault.recognise,
+    unmap.recognise,
+    rebalance.recognise,
+)
+# Operations that do not fit are put aside, and the others tried again; not for ever.
+_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A finding that an operation under way explains."""
+
+    finding: Finding
+    operation: Operation
+
+
+@dataclass(frozen=True)
+class Audit(catalogue.Audit):
+    """What an audit came to, in-flight states apart.
+
+    :ivar explained: Of each invariant that has any, what is explained, and by which operation each.
+    """
+
+    explained: tuple[tuple[Result, tuple[Operation, ...]], ...] = ()
+
+    @property
+    def in_flight_total(self) -> int:
+        """How many findings operations under way explain."""
+        return sum(len(operations) for _, operations in self.explained)
+
+    @property
+    def in_flight_counts(self) -> Counter[str]:
+        """How many, by name of the operation."""
+        return Counter(
+            operation.name for _, operations in self.explained for operation in operations
+        )
+
+    def in_flight(self, limit: int | None = None) -> Iterator[InFlight]:
+        """What they explain, in the order of findings.
+
+        :param limit: No more than this many; ``None``: all.
+        """
+        return itertools.islice(
+            (
+                InFlight(finding, operation)
+                for result, operations in self.explained
+                for finding, operation in zip(result.findings(), operations, strict=True)
+            ),
+            limit,
+        )
+
+
+def audit(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> Audit:
+    """Verify invariants, and set apart what operations under way explain.
+
+    :param invariants: See :func:`anonvma_inspect.invariants.catalogue.select`.
+    """
+    found = catalogue.audit(tables, invariants)
+    if not found.findings_total:
+        return Audit(tables, found.results)
+    # Which operations are recognised must not depend on what was asked for.
+    every = found
+    if len(found.results) < len(CATALOGUE):
+        every = catalogue.audit(tables)
+    facts = Facts(tables)
+    after, operations = _settle(facts, every)
+    if not operations:
+        return Audit(tables, found.results)
+    results: list[Result] = []
+    explained: list[tuple[Result, tuple[Operation, ...]]] = []
+    for result in found.results:
+        rest, gone, owners = _divide(facts, result, after, operations)
+        results.append(rest)
+        if owners:
+            explained.append((gone, owners))
+    return Audit(tables, tuple(results), explained=tuple(explained))
+
+
+# What each rule says once the operations are settled, by code: which objects it finds, by message.
+_Seen = dict[tuple[str, str], U64Column]
+# What each state may be taken for, by the objects that are in it.
+_Choices = dict[tuple[frozenset[int], frozenset[int]], list[Operation]]
+
+
+def _seen(results: Sequence[Result]) -> _Seen:
+    seen: _Seen = {}
+    for result in results:
+        for group in result.violations:
+            key = (result.invariant.code, group.message)
+            if len(group):
+                known = seen.get(key, group.address[:0])
+                seen[key] = np.concatenate([known, group.address])
+    return {key: np.sort(addresses) for key, addresses in seen.items()}
+
+
+# The operations that hold: settling them leaves nothing wrong in their families and mms that was
+# not wrong before. Of what one state may be taken for, the first that also leaves nothing of it.
+def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operation]]:
+    scene = Scene(facts, before.results)
+    choices: _Choices = {}
+    for recognise in _RECOGNISERS:
+        for operation in recognise(scene):
+            key = operation.vmas, operation.anon_vmas if not operation.vmas else frozenset[int]()
+            choices.setdefault(key, []).append(operation)
+    known = _seen(before.results)
+    for _ in range(_ROUNDS):
+        operations = [chosen[0] for chosen in choices.values()]
+        if not operations:
+            break
+        draft = Draft(facts)
+        for operation in operations:
+            operation.settle(draft)
+        results = catalogue.run(draft.tables())
+        roots, mms = _spoiled(facts, results, known)
+        roots |= set(draft.leftovers.tolist())
+        left = _left(facts, results, operations)
+        if not _reconsider(facts, choices, roots, mms, left):
+            return _seen(results), operations
+    return known, []
+
+
+# Go on to what else a state may be, or drop what spoils its family; whether there was any of that.
+def _reconsider(
+    facts: Facts,
+    choices: _Choices,
+    roots: set[int],
+    mms: set[int],
+    left: set[int],
+) -> bool:
+    others, spoilers = [], []
+    for key, chosen in choices.items():
+        spoils = bool(_families(facts, chosen[0]) & roots or chosen[0].mms & mms)
+        if len(chosen) > 1 and (spoils or id(chosen[0]) in left):
+            others.append(key)
+        elif spoils:
+            spoilers.append(key)
+    for key in others:
+        del choices[key][0]
+    if not others:
+        for key in spoilers:
+            del choices[key]
+    return bool(others or spoilers)
+
+
+# Operations that leave findings of their own kind, by id().
+def _left(facts: Facts, results: Sequence[Result], operations: Sequence[Operation]) -> set[int]:
+    left = set()
+    for result in results:
+        code = result.invariant.code
+        of_code = [operation for operation in operations if code in operation.codes]
+        for group in result.violations if of_code else ():
+            for places in zip(*(column.tolist() for column in _places(facts, group)), strict=True):
+                owner = _owner(of_code, *places)
+                if owner is not None:
+                    left.add(id(owner))
+    return left
+
+
+def _families(facts: Facts, operation: Operation) -> set[int]:
+    return {int(facts.root_row[row]) for row in operation.anon_vmas} | {
+        int(row) for row in operation.anon_vmas
+    }
+
+
+# Families (by their roots) and mms of which something is found that was not before.
+def _spoiled(facts: Facts, results: Sequence[Result], known: _Seen) -> tuple[set[int], set[int]]:
+    roots: set[int] = set()
+    mms: set[int] = set()
+    for result in results:
+        for group in result.violations:
+            old = known.get((result.invariant.code, group.message), group.address[:0])
+            new = np.flatnonzero(find_rows(old, group.address) == NO_ROW)
+            if not len(new):
+                continue
+            _, anon_vma, mm = _places(facts, group)
+            roots.update(anon_vma[new].tolist())
+            roots.update(take(facts.root_row, anon_vma[new], NO_ROW).tolist())
+            mms.update(mm[new].tolist())
+    return roots - {NO_ROW}, mms - {NO_ROW}
+
+
+# The VMA, anon_vma and mm of each violation, as far as it says.
+def _places(facts: Facts, group: Violations) -> tuple[RowColumn, RowColumn, RowColumn]:
+    nothing = np.full(len(group), NO_ROW, dtype=np.int64)
+    vma = nothing if group.vma is None else group.vma
+    anon_vma = nothing if group.anon_vma is None else group.anon_vma
+    mm = take(facts.tables.vmas.mm, vma, NO_ROW) if group.mm is None else group.mm
+    return vma, anon_vma, mm
+
+
+# Part a result: what stays, and what the operations explain, with the operation of each finding in
+# the order that the result lists them.
+def _divide(
+    facts: Facts, result: Result, after: _Seen, operations: Sequence[Operation]
+) -> tuple[Result, Result, tuple[Operation, ...]]:
+    code = result.invariant.code
+    of_code = [operation for operation in operations if code in operation.codes]
+    rest, gone = [], []
+    owner_of: dict[tuple[int, str], Operation] = {}
+    for group in result.violations:
+        left = after.get((code, group.message), group.address[:0])
+        vanished = np.flatnonzero(find_rows(left, group.address) == NO_ROW)
+        explained = np.zeros(len(group), dtype=bool)
+        if len(vanished) and of_code:
+            vma, anon_vma, mm = _places(facts, group)
+            for index in vanished.tolist():
+                owner = _owner(of_code, int(vma[index]), int(anon_vma[index]), int(mm[index]))
+                if owner is not None:
+                    explained[index] = True
+                    owner_of[int(group.address[index]), group.message] = owner
+        rest.append(group.only(np.flatnonzero(~explained)))
+        gone.append(group.only(np.flatnonzero(explained)))
+    taken = dataclasses.replace(result, violations=tuple(gone))
+    state = state_of(result.invariant, rest) if owner_of else result.state
+    owners = tuple(
+        owner_of[finding.object_address, finding.message] for finding in taken.findings()
+    )
+    return dataclasses.replace(result, violations=tuple(rest), state=state), taken, owners
+
+
+def _owner(operations: Sequence[Operation], vma: int, anon_vma: int, mm: int) -> Operation | None:
+    for operation in operations:
+        if vma in operation.vmas or (vma == NO_ROW and anon_vma in operation.anon_vmas):
+            return operation
+    for operation in operations:
+        if anon_vma in operation.anon_vmas or (vma == NO_ROW and mm in operation.mms):
+            return operation
+    return None

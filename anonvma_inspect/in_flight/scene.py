@@ -1,0 +1,158 @@
+"""What operations half done are recognised by: who holds which lock, and what VMAs have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from anonvma_inspect.in_flight.operation import Lock
+from anonvma_inspect.invariants.base import Result
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows
+from anonvma_inspect.target.memory import BoolColumn, U64Column
+
+__all__ = ("Scene",)
+
+
+class Scene:
+    """What the tables say of locks and lists.
+
+    That a lock's word has its bit set is not enough: its owner must be a task, or nobody yet or any
+    more, as it is for a few instructions around taking and leaving it.
+
+    :param facts: What is known.
+    :param results: What was found wrong.
+    """
+
+    def __init__(self, facts: Facts, results: Sequence[Result]) -> None:
+        self.results = results
+        self.facts = facts
+        self.tables = facts.tables
+
+    # ---- locks
+
+    def _held(self, locked: BoolColumn, owner: U64Column) -> BoolColumn:
+        known = find_rows(self.tables.holders.address, owner) != NO_ROW
+        held: BoolColumn = locked & (known | (owner == 0))
+        return held
+
+    @cached_property
+    def mm_writer(self) -> BoolColumn:
+        """mms whose ``mmap_lock`` a task holds for write."""
+        mms = self.tables.mms
+        return self._held(mms.write_locked, mms.lock_owner)
+
+    @cached_property
+    def mm_exiting(self) -> BoolColumn:
+        """mms without users: what is left of them belongs to whoever dropped the last reference
+        (``mmput()``, kernel/fork.c).
+        """
+        mms = self.tables.mms
+        exiting: BoolColumn = mms.known & ~mms.listed & (mms.mm_users == 0)
+        return exiting
+
+    @cached_property
+    def mm_reader(self) -> BoolColumn:
+        """mms whose ``mmap_lock`` somebody holds for read."""
+        mms = self.tables.mms
+        reader: BoolColumn = mms.known & (mms.lock_readers > 0)
+        return reader
+
+    @cached_property
+    def _root_writer(self) -> BoolColumn:
+        anon_vmas = self.tables.anon_vmas
+        return self._held(anon_vmas.write_locked, anon_vmas.lock_owner)
+
+    def root_held(self, anon_vma: int) -> bool:
+        """Whether a task holds the lock of an anon_vma's family for write."""
+        root = NO_ROW if anon_vma == NO_ROW else int(self.facts.root_row[anon_vma])
+        return root != NO_ROW and bool(self._root_writer[root])
+
+    def mm_lock(self, mm: int, held: str | None = None) -> Lock:
+        """The lock of an mm, as reports show it.
+
+        :param held: How; ``None``: as the word says.
+        """
+        mms = self.tables.mms
+        if held is None:
+            writer, exiting = self.mm_writer[mm], self.mm_exiting[mm]
+            held = "write" if writer else "exit" if exiting else "read"
+        owner = int(mms.lock_owner[mm]) if held == "write" else 0
+        return self._lock("mmap_lock", int(mms.address[mm]), held, owner)
+
+    def root_lock(self, anon_vma: int) -> Lock:
+        """The lock of an anon_vma's family, held for write."""
+        anon_vmas = self.tables.anon_vmas
+        root = int(self.facts.root_row[anon_vma])
+        owner = int(anon_vmas.lock_owner[root])
+        return self._lock("anon_vma", int(anon_vmas.address[root]), "write", owner)
+
+    def _lock(self, kind: str, address: int, held: str, owner: int) -> Lock:
+        holders = self.tables.holders
+        row = int(find_rows(holders.address, np.array([owner], dtype=np.uint64))[0])
+        if row == NO_ROW:
+            return Lock(kind, address, held)
+        return Lock(kind, address, held, int(holders.pid[row]), bytes(holders.comm[row]))
+
+    # ---- lists
+
+    @cached_property
+    def _bounds(self) -> RowColumn:
+        links = self.tables.links
+        return np.searchsorted(links.vma, np.arange(len(self.tables.vmas.address) + 1))
+
+    def chain(self, vma: int) -> RowColumn:
+        """Rows of the AVCs on a VMA's list, in its order."""
+        return self.tables.links.avc[self._bounds[vma] : self._bounds[vma + 1]]
+
+    def members(self, vma: int) -> RowColumn:
+        """Rows of the anon_vmas of a VMA's chain, in its order."""
+        return self.facts.avc_anon_vma_row[self.chain(vma)]
+
+    def in_tree(self, avcs: RowColumn) -> BoolColumn:
+        """Which AVCs are in the tree that they should be in."""
+        node = self.facts.node_of_avc[avcs]
+        there: BoolColumn = take(self.facts.node_owned, node, False)
+        return there
+
+    def own_list(self, vma: int) -> bool:
+        """Whether a VMA's list is sound, and every entry is the VMA's and leads to an anon_vma."""
+        avcs = self.chain(vma)
+        facts = self.facts
+        return bool(
+            facts.chain_sound[vma]
+            and (facts.avc_vma_row[avcs] == vma).all()
+            and (facts.avc_anon_vma_row[avcs] != NO_ROW).all()
+        )
+
+    @cached_property
+    def linked(self) -> I64Column:
+        """How many AVCs of each VMA's list are in the tree that they should be in."""
+        links = self.tables.links
+        there = self.in_tree(links.avc)
+        return np.bincount(links.vma[there], minlength=len(self.tables.vmas.address))
+
+    @cached_property
+    def closed(self) -> BoolColumn:
+        """VMAs whose list was walked to its end."""
+        closed: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
+        return closed
+
+    # ---- mms
+
+    def slots_over(self, vma: int) -> RowColumn:
+        """Rows of the entries of its mm's tree that lie where a VMA does."""
+        slots, vmas = self.tables.slots, self.tables.vmas
+        begin, end = np.searchsorted(slots.mm, [vmas.mm[vma], vmas.mm[vma] + 1])
+        first, last = slots.first[begin:end], slots.last[begin:end]
+        over = (first < vmas.vm_end[vma]) & (last >= vmas.vm_start[vma])
+        found: RowColumn = begin + np.flatnonzero(over)
+        return found
+
+    def key_base(self, vma: int) -> int:
+        """Key of a VMA in trees less its page number: what all parts of one mapping share."""
+        vmas = self.tables.vmas
+        return int(vmas.key_first[vma]) - int(vmas.vm_start[vma]) // self.tables.era.page_size

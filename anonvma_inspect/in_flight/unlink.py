@@ -1,0 +1,163 @@
+"""``unlink_anon_vmas()``, mm/rmap.c (v5.10 to v7.3): a VMA leaves its anon_vmas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.operation import Lock, Operation
+from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.tables import NO_ROW, RowColumn, find_rows
+from anonvma_inspect.target.memory import BoolColumn
+
+__all__ = ("recognise",)
+
+_CODES = frozenset(
+    (
+        *("AV104", "AV105", "AV106", "AV201", "AV202", "AV208", "AV303"),
+        *("AV401", "AV402", "AV403", "AV404", "AV405", "AV503"),
+    )
+)
+
+
+def recognise(scene: Scene) -> Iterator[Operation]:
+    """VMAs whose AVCs are out of the trees, or on their way.
+
+    The first loop, under the root's lock, takes the AVCs out of their trees one by one, from the
+    list's head; those of anon_vmas whose trees are empty then stay on the list, and the parent's
+    ``num_children`` goes down. ``num_active_vmas`` goes down and ``vma->anon_vma`` becomes NULL
+    (before v5.12 it stays), the lock is left, and the second loop puts the anon_vmas that are left
+    on the list, from its head, each before its AVC leaves the list.
+    """
+    tables, facts = scene.tables, scene.facts
+    vmas = tables.vmas
+    odd = scene.closed & (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
+    for vma in np.flatnonzero(odd).tolist():
+        if not scene.own_list(vma):
+            continue
+        lock = _lock(scene, vma)
+        if lock is None:
+            continue
+        avcs, members = scene.chain(vma), scene.members(vma)
+        linked = scene.in_tree(avcs)
+        if not linked.any() and _is_done(scene, vma):
+            if _can_be_put(scene, members):
+                yield _second_loop(scene, vma, members, lock)
+        elif vmas.anon_vma_pointer[vma] and scene.root_held(int(members[-1])):
+            emptied = facts.tree_pointer[members] == 0
+            if _is_first_loop(linked, emptied):
+                yield _first_loop(scene, vma, members, linked)
+
+
+# Who may unlink a VMA: munmap(), with the VMA out of its mm's tree and the lock perhaps only for
+# read; whatever holds the lock for write; and exit.
+def _lock(scene: Scene, vma: int) -> Lock | None:
+    mm = int(scene.tables.vmas.mm[vma])
+    if mm == NO_ROW:
+        return None
+    if scene.mm_exiting[mm]:
+        return scene.mm_lock(mm)
+    if scene.mm_writer[mm]:
+        return scene.mm_lock(mm)
+    if scene.mm_reader[mm] and scene.tables.vmas.slot[vma] == NO_ROW:
+        return scene.mm_lock(mm, "read")
+    return None
+
+
+# The first loop is over: the pointer is NULL, or as it was in kernels that leave it.
+def _is_done(scene: Scene, vma: int) -> bool:
+    vmas = scene.tables.vmas
+    if not vmas.anon_vma_pointer[vma]:
+        return True
+    gone = scene.mm_exiting[vmas.mm[vma]] or vmas.slot[vma] == NO_ROW
+    held = scene.root_held(int(scene.members(vma)[-1]))
+    return scene.tables.era.maple_node is None and bool(gone) and not held
+
+
+# All of them are empty and held; but the first may be put already, and freed, and even be somebody
+# else's.
+def _can_be_put(scene: Scene, members: RowColumn) -> bool:
+    anon_vmas, facts = scene.tables.anon_vmas, scene.facts
+    rest = members[1:] if _is_put(scene, int(members[0])) else members
+    empty = facts.tree_pointer[rest] == 0
+    return bool((empty & (anon_vmas.refcount[rest] > 0)).all())
+
+
+def _is_put(scene: Scene, anon_vma: int) -> bool:
+    anon_vmas = scene.tables.anon_vmas
+    return bool(anon_vmas.refcount[anon_vma] == 0 or scene.facts.tree_pointer[anon_vma] != 0)
+
+
+def _second_loop(scene: Scene, vma: int, members: RowColumn, lock: Lock) -> Operation:
+    first = int(members[0])
+    put = _is_put(scene, first)
+    root = int(scene.facts.root_row[first])
+
+    def settle(draft: Draft) -> None:
+        draft.unlink(vma)
+        draft.forget_anon_vma(vma, stale=True)
+        if put:
+            # Between the count and the free, and the reference to the root after that.
+            draft.pending[root] = draft.pending.get(root, 0) + 1
+        for anon_vma in members[1:].tolist() if put else members.tolist():
+            draft.put(anon_vma)
+
+    return _operation(scene, vma, members, lock, settle)
+
+
+# From the head on: those whose trees are empty, then perhaps one that was taken out and is not off
+# the list yet, then those that are still in.
+def _is_first_loop(linked: BoolColumn, emptied: BoolColumn) -> bool:
+    out = int(np.count_nonzero(~linked))
+    in_order = not linked[:out].any()
+    return in_order and bool(emptied[: max(out - 1, 0)].all())
+
+
+def _first_loop(scene: Scene, vma: int, members: RowColumn, linked: BoolColumn) -> Operation:
+    avcs = scene.chain(vma)
+    active = int(scene.tables.vmas.active[vma])
+    out = int(np.count_nonzero(~linked))
+
+    def settle(draft: Draft) -> None:
+        for place, (avc, anon_vma) in enumerate(zip(avcs.tolist(), members.tolist(), strict=True)):
+            draft.remove(avc)
+            parent = _parent(scene, anon_vma)
+            if draft.size(anon_vma) or parent == NO_ROW:
+                continue
+            # Of the one that was taken out last, the parent may know already.
+            if place >= out or (place == out - 1 and draft.child_surplus(parent) > 0):
+                draft.add_children(parent, -1)
+        draft.unlink(vma)
+        draft.forget_anon_vma(vma)
+        if active != NO_ROW and draft.active_surplus(active) > 0:
+            draft.add_active(active, -1)
+        for anon_vma in members.tolist():
+            if not draft.size(anon_vma):
+                draft.put(anon_vma)
+
+    lock = scene.root_lock(int(members[-1]))
+    return _operation(scene, vma, members, lock, settle)
+
+
+# Row of the parent, whatever the tree; NO_ROW if it is not known.
+def _parent(scene: Scene, anon_vma: int) -> int:
+    address = scene.tables.anon_vmas.address
+    return int(find_rows(address, scene.facts.parent[anon_vma : anon_vma + 1])[0])
+
+
+def _operation(
+    scene: Scene, vma: int, members: RowColumn, lock: Lock, settle: Callable[[Draft], None]
+) -> Operation:
+    roots = take(scene.facts.root_row, members, NO_ROW)
+    touched = np.concatenate([members, roots, scene.tables.vmas.active[vma : vma + 1]])
+    return Operation(
+        "unlink",
+        lock,
+        _CODES,
+        settle,
+        vmas=frozenset((vma,)),
+        anon_vmas=frozenset(touched[touched != NO_ROW].tolist()),
+    )
