@@ -10,7 +10,7 @@ import numpy as np
 
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.target import Target
-from anonvma_inspect.target.memory import AddressSpace, Memory, OverlayMemory
+from anonvma_inspect.target.memory import AddressSpace, Memory, Meter, OverlayMemory
 
 __all__ = ("at_rest", "field_words", "running", "words_of")
 
@@ -56,4 +56,4 @@ def running(target: Target, views: Iterable[Words]) -> Target:
         last = next(upcoming, last)
         return OverlayMemory(target.memory, dict(last)), target.space
 
-    return dataclasses.replace(target, live=True, renew=renew)
+    return dataclasses.replace(target, live=True, renew=renew, meter=Meter())
