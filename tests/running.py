@@ -10,7 +10,8 @@ import numpy as np
 
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.target import Target
-from anonvma_inspect.target.memory import AddressSpace, Memory, Meter, OverlayMemory
+from anonvma_inspect.target.memory import AddressSpace, Memory, OverlayMemory
+from anonvma_inspect.target.paged import Meter
 
 __all__ = ("at_rest", "field_words", "running", "words_of")
 

@@ -13,15 +13,14 @@ from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.target.memory import (
     AddressSpace,
     Memory,
-    Meter,
     OverlayMemory,
-    PagedMemory,
     RecordingMemory,
     SegmentMemory,
     U64Column,
     merge_ranges,
     take_rows,
 )
+from anonvma_inspect.target.paged import Meter, PagedMemory
 
 BASE = 0xFFFF888000000000
 PAGE = 4096
@@ -71,7 +70,7 @@ def segments() -> SegmentMemory:
 
 
 @pytest.mark.parametrize("make", [paged, segments])
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     offsets=st.lists(st.integers(-20, 8 * PAGE + 20), max_size=12),
     size=st.sampled_from([1, 2, 4, 8, 16, 64, 176, PAGE, PAGE + 8, 2 * PAGE]),
@@ -87,7 +86,7 @@ def test_gather_is_the_oracle(make: Callable[[], Memory], offsets: list[int], si
         assert row.tobytes() == (expected if expected is not None else bytes(size))
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(
     offset=st.integers(-20, 8 * PAGE + 20),
     size=st.sampled_from([1, 2, 4, 8, 16, 64, 176, PAGE, PAGE + 8, 2 * PAGE]),

@@ -15,13 +15,8 @@ from anonvma_inspect.target.describe import Kernel, check_direct_map
 from anonvma_inspect.target.elf import NO_PADDR, ElfCore
 from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.left_out import LeftOut, PagesLeftOut, parse_kdump, unwritten
-from anonvma_inspect.target.memory import (
-    AddressSpace,
-    Memory,
-    PagedMemory,
-    SegmentMemory,
-    merge_ranges,
-)
+from anonvma_inspect.target.memory import AddressSpace, Memory, SegmentMemory, merge_ranges
+from anonvma_inspect.target.paged import PagedMemory
 from anonvma_inspect.target.program import (
     MACHINES,
     debug_info_of,

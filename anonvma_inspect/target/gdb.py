@@ -17,7 +17,8 @@ from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.find_vmcoreinfo import find_vmcoreinfo, image_around, x86_image
 from anonvma_inspect.target.gdb_remote import GdbRemote
 from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
-from anonvma_inspect.target.memory import KERNEL_HALF, AddressSpace, Memory, Meter, PagedMemory
+from anonvma_inspect.target.memory import KERNEL_HALF, AddressSpace, Memory
+from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.ram import system_ram, whole_direct_map
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo

@@ -23,14 +23,8 @@ from anonvma_inspect.target.describe import Kernel
 from anonvma_inspect.target.elf import NO_PADDR, ElfCore, LoadSegments, head_size, parse_core
 from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
-from anonvma_inspect.target.memory import (
-    AddressSpace,
-    Memory,
-    Meter,
-    PagedMemory,
-    U64Column,
-    merge_ranges,
-)
+from anonvma_inspect.target.memory import AddressSpace, Memory, U64Column, merge_ranges
+from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.symbols import Symbols, symbols_of_map
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
@@ -44,6 +38,7 @@ KCORE = "/proc/kcore"
 _WITHHELD = 1 << 19 | 1 << 20 | 1 << 23
 # Headers of some thousand segments, and notes of some pages.
 _MAX_HEAD = 1 << 26
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 _INSTEAD = "dump it instead, and name the dump with -c PATH"
 
 
@@ -97,7 +92,9 @@ def open_kcore(options: TargetOptions, files: KernelFiles | None = None) -> Targ
     # file that lies behind them.
     def renew() -> tuple[Memory, AddressSpace]:
         now = _Kcore(files)
-        view = PagedMemory(now.read, page_size, meter=meter, limit=view_limit())
+        view = PagedMemory(
+            now.read, page_size, meter=meter, limit=view_limit(), read_into=now.read_into
+        )
         return view, AddressSpace(now.ram, page_size, now.direct_map)
 
     return live_target("kcore", kernel, vmcoreinfo, known, renew, meter)
@@ -136,18 +133,27 @@ class _Kcore:
 
         :raises LookupError: if any of it is not there.
         """
+        into = bytearray(size)
+        self.read_into(address, memoryview(into))
+        return bytes(into)
+
+    def read_into(self, address: int, into: memoryview) -> None:
+        """Read kernel memory.
+
+        :raises LookupError: if any of it is not there.
+        """
         index = bisect.bisect_right(self._start, address) - 1
-        if index < 0 or address + size > self._end[index]:
+        if index < 0 or address + len(into) > self._end[index]:
             raise LookupError("not in any segment")
         with self._lock:
             try:
-                data = os.pread(self._file, size, (address + self._shift[index]) % 2**64)
+                size = os.preadv(self._file, [into], (address + self._shift[index]) % 2**64)
             except (OSError, OverflowError) as error:
                 raise LookupError(str(error)) from None
-        if len(data) != size:
+        if size != len(into):
             raise LookupError("the file ends there")
-        self._check_withheld(address, data)
-        return data
+        if self._page_flags is not None:
+            self._check_withheld(self._page_flags, address, into)
 
     def _headers(self, path: str) -> ElfCore:
         head, size = b"", 1
@@ -165,16 +171,16 @@ class _Kcore:
 
     # The kernel gives zeros for a page that is broken, or that a hypervisor took. They are not what
     # is there.
-    def _check_withheld(self, address: int, data: bytes) -> None:
+    def _check_withheld(self, page_flags: int, address: int, data: memoryview) -> None:
         index = bisect.bisect_right(self._ram_start, address) - 1
-        if self._page_flags is None or index < 0 or address >= self._ram_end[index]:
+        if index < 0 or address >= self._ram_end[index]:
             return
-        page_size = os.sysconf("SC_PAGE_SIZE")
-        for at in range(-address % page_size, len(data), page_size):
-            if not data.startswith(bytes(page_size), at):
+        for at in range(-address % _PAGE, len(data), _PAGE):
+            # Few pages begin with zeros, and fewer have nothing else.
+            if data[at] or any(data[at : at + _PAGE].tobytes()):
                 continue
-            frame = (address + at - self.direct_map) % 2**64 // page_size
-            flags = os.pread(self._page_flags, 8, 8 * frame)
+            frame = (address + at - self.direct_map) % 2**64 // _PAGE
+            flags = os.pread(page_flags, 8, 8 * frame)
             if int.from_bytes(flags, "little") & _WITHHELD:
                 raise LookupError("the kernel does not show this page")
 

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from anonvma_inspect.target.describe import Kernel, Known, check_direct_map
 from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.layouts import Layouts
-from anonvma_inspect.target.memory import AddressSpace, Memory, Meter
+from anonvma_inspect.target.memory import AddressSpace, Memory
+from anonvma_inspect.target.paged import Meter
 from anonvma_inspect.target.symbols import Symbols
 from anonvma_inspect.target.target import Target
 

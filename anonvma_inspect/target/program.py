@@ -22,14 +22,8 @@ from anonvma_inspect.target.dwarf import DwarfLayouts
 from anonvma_inspect.target.elf import parse_core
 from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.left_out import RangesLeftOut, unwritten
-from anonvma_inspect.target.memory import (
-    KERNEL_HALF,
-    AddressSpace,
-    BoolColumn,
-    ByteRows,
-    PagedMemory,
-    U64Column,
-)
+from anonvma_inspect.target.memory import KERNEL_HALF, AddressSpace, BoolColumn, ByteRows, U64Column
+from anonvma_inspect.target.paged import PagedMemory
 from anonvma_inspect.target.ram import system_ram
 from anonvma_inspect.target.symbols import SYMBOLS, Symbols
 from anonvma_inspect.target.target import Target

@@ -26,8 +26,9 @@ from anonvma_inspect.target.find_vmcoreinfo import (
     x86_image,
 )
 from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
-from anonvma_inspect.target.memory import AddressSpace, Memory, Meter, PagedMemory
+from anonvma_inspect.target.memory import AddressSpace, Memory
 from anonvma_inspect.target.page_tables import translate_x86
+from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.program import ARCHITECTURES, read_program
 from anonvma_inspect.target.qemu_memory import QemuMemory
 from anonvma_inspect.target.qmp import Qmp

@@ -10,7 +10,8 @@ from anonvma_inspect.target.btf import Btf
 from anonvma_inspect.target.kallsyms import Kallsyms
 from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.left_out import LeftOut
-from anonvma_inspect.target.memory import AddressSpace, Memory, Meter
+from anonvma_inspect.target.memory import AddressSpace, Memory
+from anonvma_inspect.target.paged import Meter
 
 __all__ = ("Target",)
 
