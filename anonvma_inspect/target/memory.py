@@ -352,6 +352,7 @@ class SegmentMemory:
         self._start = start
         self._end = start + size
         self._shift = (offset - start).view(np.int64)
+        self._largest = int(np.argmax(size)) if len(size) else 0
         self._captured_from = captured_from
         self._captured_before: NDArray[np.uint32] | None = None
         if captured is not None:
@@ -364,6 +365,9 @@ class SegmentMemory:
         if not len(self._start) or size > len(self._buffer):
             present = np.zeros(len(addresses), dtype=bool)
             offsets = np.zeros(len(addresses), dtype=np.int64)
+        elif self._all_in_largest(addresses, size):
+            present = np.ones(len(addresses), dtype=bool)
+            offsets = addresses.view(np.int64) + self._shift[self._largest]
         else:
             index = np.searchsorted(self._start, addresses, side="right") - 1
             present = index >= 0
@@ -408,6 +412,13 @@ class SegmentMemory:
             if self._captured_before[last] - self._captured_before[first] != last - first:
                 raise LookupError("not captured in this snapshot")
         return self._buffer[offset : offset + size].tobytes()
+
+    # Nearly always all of what is asked for lies in one segment.
+    def _all_in_largest(self, addresses: U64Column, size: int) -> bool:
+        start, end = self._start[self._largest], self._end[self._largest]
+        if start < np.uint64(KERNEL_HALF) or end - start < np.uint64(size):
+            return False
+        return bool((addresses - start <= end - start - np.uint64(size)).all())
 
     # Clears `present` where a row holds a word that was not captured.
     def _drop_uncaptured(self, offsets: NDArray[np.int64], present: BoolColumn, size: int) -> None:
