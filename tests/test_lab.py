@@ -23,6 +23,7 @@ from labkit.initramfs import Archive
 from labkit.interpreter import compiled, dependencies, libraries
 from labkit.kdump import dump_names
 from labkit.kernels import KERNELS, config_facts, kernel
+from labkit.live import History, read_round
 from labkit.makedumpfile import Filter, compression_of
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
@@ -469,3 +470,40 @@ def test_series_goes_on(tmp_path: Path) -> None:
     assert "2 dumps of 7 to 7 VMAs, 1 with errors, 2 with operations in flight" in text
     assert "errors: AV402 2" in text
     assert "in_flight: exit 2, fork 4" in text
+
+
+ROUND = {
+    "schema": "anonvma-inspect/audit-round/1",
+    "outcome": "violated",
+    "counts": {"vmas": 30},
+    "looked": {"seconds": 2.5, "bytes_read": 1 << 20},
+    "transient_total": 4,
+    "findings_total": 5,
+    "new_findings": ANSWER["findings"],
+}
+
+
+def test_rounds_go_on(tmp_path: Path) -> None:
+    one = read_round(json.dumps(ROUND))
+    assert one is not None
+    assert (one.outcome, one.seconds, one.transient, one.vmas, one.errors) == (
+        *("violated", 2.5, 4, 30, 2),
+    )
+    for line in ("", "reading tasks", "[1]", json.dumps({**ROUND, "schema": "another"})):
+        assert read_round(line) is None
+    clean = read_round(
+        json.dumps({**ROUND, "outcome": "clean", "looked": None, "new_findings": []})
+    )
+    assert clean is not None
+    path = tmp_path / "x.json"
+    history = History.load(path)
+    for each in (one, clean, clean):
+        history.add(each)
+    history.ended(1)
+    history.save(path)
+    again = History.load(path)
+    assert again == history
+    assert (again.rounds, again.errors, again.outcomes) == (3, 2, {"clean": 2, "violated": 1})
+    text = "\n".join(again.summary("x"))
+    assert "3 rounds in 0 boots: 2 clean, 1 violated; 2 errors" in text
+    assert "exit codes 1 (1 times)" in text

@@ -15,6 +15,7 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
     manifest   the JSON beside each dump or fixture
     specs      the fixtures, and the parameters of the workloads
     capture    a dump, step by step; storm the same for a guest that never rests
+    live       audits of a guest by itself, while a storm goes on
     kdump      the same by crashing the guest, with makedumpfile in a second kernel
     faults     a dump after each allocation that failed; judge is the package's verdict on one
     verdict    the same as the command line gives it

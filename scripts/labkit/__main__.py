@@ -16,6 +16,7 @@ from .faults import APPEND, run_faults
 from .fixtures import capture_fixture
 from .kdump import dump_names, kdump
 from .kernels import KERNELS, fetch, fetch_debuginfo, kernel
+from .live import live as run_live
 from .makedumpfile import COMPRESSIONS, Filter
 from .model import run_scripts
 from .programs import WORKLOADS
@@ -195,6 +196,8 @@ def storm(
 
 # The storm that audits are tried on, unless words say otherwise.
 _STORM = ("ksm=1", "quiet=6")
+# From inside a guest: so that audits come to the end of a round under emulation.
+_LIVE_STORM = ("processes=4", "threads=1", "pages=64", "nice=10")
 
 
 @cli.command("storms")
@@ -238,6 +241,50 @@ def storms_command(
         click.echo(line)
     if series.wrong:
         raise LabError(f"In {series.wrong} of {len(series.rows)} dumps an audit found errors")
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=20,
+    show_default=True,
+    help="Until there are so many.",
+)
+@click.option("--a-boot", type=click.IntRange(1), default=100, show_default=True)
+@click.option("--again", is_flag=True, help="Begin anew, do not go on.")
+@click.option("--memory", type=int, default=1024, show_default=True, help="MiB of the guest.")
+@click.pass_obj
+def live(
+    lab: Lab,
+    kernel_name: str,
+    parameters: tuple[str, ...],
+    rounds: int,
+    a_boot: int,
+    again: bool,
+    memory: int,
+) -> None:
+    """Have guests audit themselves by /proc/kcore under a storm, round after round.
+
+    Goes on where it was, by .lab/live-KERNEL.json; a guest in which an error is found is dumped to
+    .lab/live. Exits 0 only if there is none.
+    """
+    kernel(kernel_name)
+    name = f"live-{kernel_name}"
+    path = lab.cache / f"{name}.json"
+    if again:
+        path.unlink(missing_ok=True)
+    words = (*_STORM, *_LIVE_STORM, *parameters)
+    one = plan(name, kernel_name, "storm", words, memory=memory, shell=True)
+    history = run_live(
+        lab, one, path, rounds, click.echo, a_boot=a_boot, evidence=lab.cache / "live"
+    )
+    for line in history.summary(name):
+        click.echo(line)
+    if history.errors:
+        raise LabError("What was found, or went wrong, is above; --again begins anew")
 
 
 @cli.command()

@@ -60,6 +60,10 @@ class Plan:
         """The workload's command line, without its name."""
         return [*(f"{key}={value}" for key, value in self.parameters.items()), f"seed={self.seed}"]
 
+    def with_seed(self, seed: int) -> Plan:
+        """The same with another seed."""
+        return replace(self, seed=seed)
+
 
 def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **more: object) -> Plan:
     """A plan with the workload's parameters, changed by words such as ``depth=3`` or ``seed=7``."""

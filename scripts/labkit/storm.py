@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,7 @@ def storms(
         first = len(series.rows)
         seed = plan.seed + first
         count = min(a_boot, total - first)
-        prepared = lab.prepare(replace(plan, seed=seed), ["word=0"])
+        prepared = lab.prepare(plan.with_seed(seed), ["word=0"])
 
         def work(guest: Guest, seed: int = seed, count: int = count) -> None:
             with tempfile.TemporaryDirectory(prefix="lab-storms-", dir=lab.cache) as scratch:
