@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import os
 import re
 import struct
@@ -130,6 +131,21 @@ def test_memory_that_was_plugged_in_is_ram(tmp_path: Path) -> None:
     assert grown == 1 << 20
     assert word_of_init_task(fresh) == held
     assert np.array_equal(collect_audit(fresh).vmas.address, CAPTURE.tables.vmas.address)
+
+
+def test_a_view_is_given_up_as_a_whole(files: KernelFiles) -> None:
+    """With what it read, and with the file."""
+    held = len(os.listdir("/proc/self/fd"))
+    target = open_kcore(NOTHING, files)
+    opened = len(os.listdir("/proc/self/fd")) - held
+    gc.disable()
+    try:
+        for _ in range(3):
+            collect_audit(target)
+            target = target.again()
+        assert len(os.listdir("/proc/self/fd")) - held == opened
+    finally:
+        gc.enable()
 
 
 def frames(target: Target, address: int, flags: int) -> bytes:

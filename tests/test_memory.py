@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import numpy as np
@@ -171,6 +173,19 @@ def test_view_of_what_runs_stands_still() -> None:
     assert first.view("<u8").tolist() == [[1]]
     assert again.view("<u8").tolist() == [[1], [1]]
     assert fresh.view("<u8").tolist() == [[3]]
+
+
+def test_view_that_nobody_holds_is_gone() -> None:
+    """Not when the interpreter gets round to it: a view is large."""
+    view = PagedMemory(Running().read, PAGE, limit=100 * PAGE)
+    view.gather(column(BASE), 8)
+    gone = weakref.ref(view)
+    gc.disable()
+    try:
+        del view
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_threads_see_the_same_view() -> None:

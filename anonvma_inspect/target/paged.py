@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import threading
 from collections.abc import Callable
@@ -113,6 +114,10 @@ class _PageTable:
         self._entries.reshape(-1)[self._place(pages, index)] = entries
 
 
+def _copy(read: Callable[[int, int], bytes], address: int, into: memoryview) -> None:
+    into[:] = read(address, len(into))
+
+
 class _Pool:
     """Pages, one behind the other.
 
@@ -173,7 +178,7 @@ class PagedMemory:
         read_into: ReadInto | None = None,
     ) -> None:
         self._read = read
-        self._read_into = self._copy_into if read_into is None else read_into
+        self._read_into = functools.partial(_copy, read) if read_into is None else read_into
         self._page_size = page_size
         self._meter = Meter() if meter is None else meter
         self._limit = limit
@@ -232,9 +237,6 @@ class PagedMemory:
             limit=self._limit,
             read_into=self._read_into,
         )
-
-    def _copy_into(self, address: int, into: memoryview) -> None:
-        into[:] = self._read(address, len(into))
 
     # The slot of each page (by page number) in the pool, negative where it cannot be read, and the
     # pool, flat.
