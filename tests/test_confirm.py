@@ -12,7 +12,7 @@ from anonvma_inspect.collect import collect
 from anonvma_inspect.confirm import MAX_READINGS, audit_running
 from anonvma_inspect.invariants.catalogue import Audit
 from anonvma_inspect.kernel.locks import LockState
-from anonvma_inspect.tables import NO_ROW
+from anonvma_inspect.tables import NO_ROW, Allocation
 
 from .captures import CAPTURES, Capture
 from .running import Words, field_words, running
@@ -167,6 +167,23 @@ def test_what_changes_each_time_is_transient(capture: Capture) -> None:
     assert not codes(result)
     assert transient(result) == {"AV402"}
     assert len(seen) == MAX_READINGS
+
+
+def test_a_list_of_free_objects_that_is_read_while_it_changes() -> None:
+    """No mm, VMA or anon_vma says of it that it rests: it has to be the same list."""
+    capture = next(capture for capture in EACH_KERNEL if capture.name == "forktree-6.12")
+    allocation = capture.tables.allocation
+    field = capture.target.layouts.field("slab", "freelist")
+    assert isinstance(allocation, Allocation)
+    assert field is not None
+    slab = int(allocation.slabs.address[allocation.slabs.cache == allocation.avcs.cache][1])
+    wrong = (0x4141414141410000 + 8 * number for number in itertools.count())
+    result = audited(Family(capture), ({slab + field.offset: word} for word in wrong))
+    assert not codes(result)
+    assert transient(result) == {"AV504"}
+    result = audited(Family(capture), itertools.repeat({slab + field.offset: next(wrong)}))
+    assert codes(result) == {"AV504"}
+    assert not transient(result)
 
 
 def test_a_writer_in_between() -> None:

@@ -103,9 +103,10 @@ class _Suspicions:
             address = group.address
             known, agreed = self._open.get(kind, (_NO_ADDRESSES, _NO_COUNTS))
             there = find_rows(known, address)
-            count = np.where(
-                (there != NO_ROW) & steady.violations(group), take(agreed, there, 0) + 1, 0
-            )
+            agrees = (there != NO_ROW) & steady.violations(group)
+            for row in np.flatnonzero(agrees & ~_placed(group)).tolist():
+                agrees[row] = _reads_alike(self._last_seen[kind][1], int(there[row]), group, row)
+            count = np.where(agrees, take(agreed, there, 0) + 1, 0)
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
             sure = ~done & (count >= _needed(group, now.tables))
             if sure.any():
@@ -161,6 +162,25 @@ def _needed(group: Violations, tables: Tables) -> int:
     return _AGREEMENTS if guarded else _AGREEMENTS_UNGUARDED
 
 
+# Which violations belong to something whose words two readings are compared by.
+def _placed(group: Violations) -> BoolColumn:
+    placed: BoolColumn = np.zeros(len(group), dtype=bool)
+    for rows in (group.mm, group.vma, group.anon_vma):
+        if rows is not None:
+            placed |= rows != NO_ROW
+    return placed
+
+
+# Of the others, what is wrong with them has to be the same. The list of free objects of a slab in
+# use is read while it changes, again and again, and leads astray each time to somewhere else.
+def _reads_alike(before: Violations, row_before: int, now: Violations, row_now: int) -> bool:
+    words = [
+        0 if group.word is None else int(group.word[row])
+        for group, row in ((before, row_before), (now, row_now))
+    ]
+    return words[0] == words[1] and before.actual(row_before) == now.actual(row_now)
+
+
 # A result with other violations, which may come from other readings.
 def _with(result: Result, groups: dict[str, list[tuple[Result, Violations]]]) -> Result:
     chosen = groups.get(result.invariant.code, [])
@@ -183,11 +203,10 @@ def _starts(audit: Audit) -> Starts:
     anon_vmas: list[RowColumn] = []
     everything = False
     for _, group in _groups(audit):
-        placed: BoolColumn = np.zeros(len(group), dtype=bool)
+        placed = _placed(group)
         for rows, kind in ((group.mm, mms), (group.vma, vmas), (group.anon_vma, anon_vmas)):
             if rows is not None:
                 kind.append(rows[rows != NO_ROW])
-                placed |= rows != NO_ROW
         everything |= not placed.all()
     vma, anon_vma = (np.concatenate([_NO_COUNTS, *rows]) for rows in (vmas, anon_vmas))
     mm = np.concatenate([_NO_COUNTS, *mms, tables.vmas.mm[vma]])
