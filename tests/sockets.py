@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -35,6 +36,8 @@ def serve(path: Path, talk: Callable[[socket.socket], None]) -> Iterator[str]:
     try:
         yield str(path)
     finally:
+        # Whoever still holds a connection closes it.
+        gc.collect()
         # close() alone does not wake up who waits in accept().
         listener.shutdown(socket.SHUT_RDWR)
         thread.join(10)

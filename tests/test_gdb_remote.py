@@ -144,7 +144,7 @@ def test_leaving_undoes_what_was_done(tmp_path: Path) -> None:
     with attached(stub, tmp_path) as client:
         client.on_leaving(b"Qone")
         client.on_leaving(b"Qtwo")
-    assert stub.asked[-3:] == [b"Qone", b"Qtwo", b"D"]
+    assert stub.asked[-3:] == [b"Qtwo", b"Qone", b"D"]
 
 
 def test_a_machine_found_stopped_stays_so(tmp_path: Path) -> None:

@@ -8,13 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.connection import Connection
 from anonvma_inspect.target.describe import Kernel
 from anonvma_inspect.target.files import TargetOptions
-from anonvma_inspect.target.find_vmcoreinfo import find_vmcoreinfo, image_around, x86_image
+from anonvma_inspect.target.find_vmcoreinfo import (
+    find_vmcoreinfo,
+    image_around,
+    is_vmcoreinfo_of,
+    x86_image,
+)
 from anonvma_inspect.target.gdb_remote import GdbRemote
 from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
 from anonvma_inspect.target.memory import KERNEL_HALF, AddressSpace, Memory
@@ -29,6 +34,8 @@ _MOST_THREADS = 1024
 # gdb_vm_state_change(), gdbstub/softmmu.c, QEMU 8.1: stop replies are only sent when waited for.
 _SILENT_SINCE = (8, 1)
 
+_Read = Callable[[int, int], bytes]
+
 
 def open_gdb(address: str, options: TargetOptions) -> Target:
     """Open what a gdb remote stub shows.
@@ -42,17 +49,15 @@ def open_gdb(address: str, options: TargetOptions) -> Target:
     _use_virtual_addresses(stub)
     if not stub.stopped_by_us and _found_stopped(stub):
         stub.leave_stopped()
-    vmcoreinfo = read_vmcoreinfo(options.vmcoreinfo)
-    if vmcoreinfo is None:
-        vmcoreinfo = _find_vmcoreinfo(stub, name)
+    read, vmcoreinfo = _see_kernel(stub, read_vmcoreinfo(options.vmcoreinfo), name)
     facts = parse_vmcoreinfo(vmcoreinfo, options.vmcoreinfo or name)
     machine = "aarch64" if "NUMBER(kimage_voffset)" in facts else "x86_64"
     meter = Meter()
-    kernel = Kernel(name, machine, metered(stub.read, meter), facts)
+    kernel = Kernel(name, machine, metered(read, meter), facts)
     known = understand_live(kernel, vmcoreinfo, options)
     shift = kernel.direct_map(known.symbols, known.layouts)
     page_size = int(facts["PAGESIZE"])
-    view = PagedMemory(stub.read, page_size, meter=meter, limit=view_limit())
+    view = PagedMemory(read, page_size, meter=meter, limit=view_limit())
     ram = system_ram(view, known.layouts, known.symbols.addresses, shift)
     if not len(ram):
         ram = whole_direct_map(shift)
@@ -80,31 +85,56 @@ def _found_stopped(stub: GdbRemote) -> bool:
     return version is not None and (int(version[1]), int(version[2])) < _SILENT_SINCE
 
 
-# With page-table isolation a processor that runs a process does not see the kernel; another one
-# may.
-def _find_vmcoreinfo(stub: GdbRemote, name: str) -> bytes:
+# What reads virtual memory, and VMCOREINFO. With page-table isolation a processor that runs a
+# process does not see the kernel: another one may, or QEMU shows physical memory.
+def _see_kernel(stub: GdbRemote, given: bytes | None, name: str) -> tuple[_Read, bytes]:
     arm = b"aarch64" in stub.ask(b"qXfer:features:read:target.xml:0,3fb")
     seen = False
     for thread in _threads(stub):
         if thread and stub.ask(b"Hg" + thread) != b"OK":
             continue
+        if given is not None:
+            if is_vmcoreinfo_of(stub.read, given):
+                return stub.read, given
+            continue
         start = _arm_image(stub) if arm else x86_image(stub.read)
         if start is None:
             continue
         seen = True
-        text = find_vmcoreinfo(stub.read, start)
-        if text is not None:
-            return text
+        found = find_vmcoreinfo(stub.read, start)
+        if found is not None:
+            return stub.read, found
+    if not arm and not seen:
+        physical = _by_physical_addresses(stub, given)
+        if physical is not None:
+            return physical
     raise TargetError(
         f"{name}: "
         + (
             "no VMCOREINFO is found in the kernel's image: give it with --vmcoreinfo"
             if seen
-            else "no processor of it sees a kernel of Linux where those are: it has not booted as "
-            "far, or all run processes from which the kernel is hidden (page-table isolation): "
-            "try again, or use --qemu"
+            else "no processor of it sees a kernel of Linux"
+            + (" that the VMCOREINFO given is of" if given is not None else " where those are")
+            + ": it has not booted as far, or all run processes from which the kernel is hidden "
+            "(page-table isolation): try again, or use --qemu"
         )
     )
+
+
+# QEMU's stub only.
+def _by_physical_addresses(stub: GdbRemote, given: bytes | None) -> tuple[_Read, bytes] | None:
+    if stub.ask(b"Qqemu.PhyMemMode:1") != b"OK":
+        return None
+    stub.on_leaving(b"Qqemu.PhyMemMode:0")
+    # drgn takes its time to load.
+    from anonvma_inspect.target.physical import PhysicalMachine
+
+    machine = PhysicalMachine(stub.read, "x86_64")
+    found = machine.find_vmcoreinfo(stub.monitor("info registers")) if given is None else given
+    if found is None:
+        return None
+    read = machine.reader(found)
+    return (read, found) if is_vmcoreinfo_of(read, found) else None
 
 
 # All processors; of a stub that does not list them, the one that it shows by itself.

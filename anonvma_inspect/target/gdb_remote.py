@@ -134,8 +134,8 @@ class GdbRemote:
         return ""
 
     def on_leaving(self, packet: bytes) -> None:
-        """Send a packet before leaving, to undo something."""
-        self._leaving.before.append(packet)
+        """Send a packet before leaving, to undo something; what was done last is undone first."""
+        self._leaving.before.insert(0, packet)
 
     def leave_stopped(self) -> None:
         """Let the machine stay as it is when leaving: it was found so."""

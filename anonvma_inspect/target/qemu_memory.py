@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import os
 import re
+import threading
 import weakref
 from collections.abc import Callable
 
@@ -47,6 +48,8 @@ class QemuMemory:
         #: Half-open ranges of RAM, ascending.
         self.ranges = _ranges(qmp)
         self._starts = [start for start, _ in self.ranges]
+        # QEMU is asked one thing at a time.
+        self._lock = threading.Lock()
         self._host: list[int] = []
         self._process: int | None = None
         self._file: tuple[int, int] | None = None
@@ -79,6 +82,10 @@ class QemuMemory:
             raise LookupError("not in RAM")
         if self._process is not None:
             return self._read_process(index, address, size)
+        with self._lock:
+            return self._ask(address, size)
+
+    def _ask(self, address: int, size: int) -> bytes:
         if self._file is not None:
             return _in_pieces(self._read_file, address, size, _SAVE_BYTES)
         return _in_pieces(self._read_text, address, size, _TEXT_BYTES)
