@@ -290,6 +290,11 @@ class Model:
         self._next += -(-size // 64) * 64
         return address
 
+    def at(self, address: int) -> Model:
+        """Make what comes next from an address on."""
+        self._next = address
+        return self
+
     def elsewhere(self, size: int) -> int:
         """Memory for an object that is to lie where no other is."""
         return self._allocate(size)
@@ -317,7 +322,8 @@ class Model:
         mm.vmas.append(vma)
         return vma
 
-    def _new_anon_vma(self, parent: AnonVma | None) -> AnonVma:
+    def new_anon_vma(self, parent: AnonVma | None) -> AnonVma:
+        """One that nothing is in yet."""
         anon_vma = AnonVma(self._allocate(96), of_parent=parent)
         self.anon_vmas.append(anon_vma)
         return anon_vma
@@ -332,7 +338,7 @@ class Model:
 
     def fault(self, vma: Vma) -> AnonVma:
         """The first anonymous page, as ``__anon_vma_prepare()``."""
-        vma.active = self._new_anon_vma(None)
+        vma.active = self.new_anon_vma(None)
         self.link(vma, vma.active)
         return vma.active
 
@@ -362,7 +368,7 @@ class Model:
             new = self.map(child, old.vm_start // PAGE, pages, old.vm_pgoff, old.vm_file)
             if old.active is not None:
                 self._clone(new, old)
-                new.active = self._new_anon_vma(old.active)
+                new.active = self.new_anon_vma(old.active)
                 self.link(new, new.active)
         return child
 

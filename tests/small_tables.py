@@ -20,35 +20,18 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.report.facts import TargetFacts
-from anonvma_inspect.tables import (
-    NO_ROW,
-    AnonVmas,
-    Avcs,
-    Broken,
-    ChainEnd,
-    Holders,
-    Holes,
-    Ksm,
-    Links,
-    Mms,
-    Nodes,
-    RmapItems,
-    Slots,
-    StableNodes,
-    Tables,
-    Tasks,
-    Vmas,
-)
-from anonvma_inspect.target.memory import AddressSpace
+from anonvma_inspect.tables import Holes, Ksm, Tables
 
-BASE = 0xFFFF888000000000
+from .handmade import RAM, Model
+
+BASE = RAM
 MM_A, MM_B = BASE + 0x10000, BASE + 0x11000
 VMA_A, VMA_F, VMA_B = BASE + 0x20000, BASE + 0x20100, BASE + 0x20200
 AVC_A, AVC_B, AVC_L = BASE + 0x30000, BASE + 0x30040, BASE + 0x30080
 ROOT, LEAF = BASE + 0x40000, BASE + 0x40080
 FILE = BASE + 0x50000
 
-HEAD, LIST, RB = 0x78, 0x10, 0x20
+RB = 0x20
 
 FACTS = TargetFacts(
     kind="elf-core",
@@ -100,133 +83,33 @@ def make_era(**changes: Any) -> Era:
 def make_tables(
     comm_a: bytes = b"mother", comm_b: bytes = b"child", era: Era | None = None
 ) -> Tables:
-    return Tables(
-        era=era or make_era(),
-        space=AddressSpace(np.array([[BASE, BASE + 0x100000]], dtype=np.uint64), 4096, BASE),
-        tasks=Tasks(
-            address=words(BASE + 0x1000, BASE + 0x3000),
-            pid=numbers(100, 101),
-            tgid=numbers(100, 101),
-            comm=np.array([comm_a, comm_b], dtype="S16"),
-            mm=numbers(0, 1),
-        ),
-        holders=Holders(words(), numbers(), np.array([], dtype="S16")),
-        mms=Mms(
-            address=words(MM_A, MM_B),
-            mm_users=numbers(1, 1),
-            map_count=numbers(2, 1),
-            flags=words(0, 0),
-            task=numbers(0, 1),
-            listed=flags(True, True),
-            walked=flags(True, True),
-            whole=flags(True, True),
-            write_locked=flags(False, False),
-            lock_free=flags(True, True),
-            lock_seq=words(0, 0),
-            lock_owner=words(0, 0),
-            lock_readers=numbers(0, 0),
-            known=flags(True, True),
+    model = Model(era or make_era())
+    mother, child = model.at(MM_A).mm("a"), model.at(MM_B).mm("b")
+    vma_a = model.at(VMA_A).map(mother, 1, 2)
+    model.at(VMA_F).map(mother, 3, 1, 2, FILE).vm_flags = 0x75
+    vma_b = model.at(VMA_B).map(child, 1, 2)
+    vma_a.active = model.at(ROOT).new_anon_vma(None)
+    vma_b.active = model.at(LEAF).new_anon_vma(vma_a.active)
+    avc_a = model.at(AVC_A).link(vma_a, vma_a.active)
+    avc_b = model.at(AVC_B).link(vma_b, vma_a.active)
+    model.at(AVC_L).link(vma_b, vma_b.active)
+    model.finish()
+    # The kernel puts what was inserted later to the right of its equal.
+    vma_a.active.rb_root = avc_a.rb
+    avc_a.rb_parent_color, avc_a.rb_right = 1, avc_b.rb
+    avc_b.rb_parent_color, avc_b.rb_left = avc_a.rb, 0
+    tables = model.tables()
+    return dataclasses.replace(
+        tables,
+        tasks=dataclasses.replace(tables.tasks, comm=np.array([comm_a, comm_b], dtype="S16")),
+        mms=dataclasses.replace(
+            tables.mms,
             start_brk=words(0x1000, 0x8000),
             brk=words(0x3000, 0x9000),
             start_stack=words(0x7000, 0x7000),
-            vdso=words(0, 0),
-        ),
-        slots=Slots(
-            mm=numbers(0, 0, 1),
-            first=words(0x1000, 0x3000, 0x1000),
-            last=words(0x2FFF, 0x3FFF, 0x2FFF),
-            pointer=words(VMA_A, VMA_F, VMA_B),
-            vma=numbers(0, 1, 2),
-        ),
-        vmas=Vmas(
-            address=words(VMA_A, VMA_F, VMA_B),
-            vm_start=words(0x1000, 0x3000, 0x1000),
-            vm_end=words(0x3000, 0x4000, 0x3000),
-            vm_flags=words(0x100073, 0x75, 0x100073),
-            vm_pgoff=words(1, 2, 1),
-            vm_file=words(0, FILE, 0),
-            vm_mm=words(MM_A, MM_A, MM_B),
-            anon_vma=words(ROOT, 0, LEAF),
-            anon_vma_pointer=words(ROOT, 0, LEAF),
-            anon_vma_tag=words(0, 0, 0),
-            attached=flags(True, True, True),
-            chain_next=words(AVC_A + LIST, VMA_F + HEAD, AVC_L + LIST),
-            chain_prev=words(AVC_A + LIST, VMA_F + HEAD, AVC_B + LIST),
-            chain_head=words(VMA_A + HEAD, VMA_F + HEAD, VMA_B + HEAD),
-            key_first=words(1, 2, 1),
-            key_last=words(2, 2, 2),
-            mm=numbers(0, 0, 1),
-            slot=numbers(0, 1, 2),
-            active=numbers(0, NO_ROW, 1),
-            chain_end=np.full(3, ChainEnd.CLOSED, dtype=np.uint8),
-            chain_length=numbers(1, 0, 2),
-        ),
-        links=Links(vma=numbers(0, 2, 2), position=numbers(0, 0, 1), avc=numbers(0, 2, 1)),
-        avcs=Avcs(
-            address=words(AVC_A, AVC_B, AVC_L),
-            vma=words(VMA_A, VMA_B, VMA_B),
-            anon_vma=words(ROOT, ROOT, LEAF),
-            next=words(VMA_A + HEAD, VMA_B + HEAD, AVC_B + LIST),
-            prev=words(VMA_A + HEAD, AVC_L + LIST, VMA_B + HEAD),
-            list_node=words(AVC_A + LIST, AVC_B + LIST, AVC_L + LIST),
-            rb_parent_color=words(1, AVC_A + RB, 1),
-            rb_left=words(0, 0, 0),
-            rb_right=words(AVC_B + RB, 0, 0),
-            rb_node=words(AVC_A + RB, AVC_B + RB, AVC_L + RB),
-            rb_subtree_last=words(2, 2, 2),
-            vma_row=numbers(0, 2, 2),
-            anon_vma_row=numbers(0, 0, 1),
-        ),
-        anon_vmas=AnonVmas(
-            address=words(ROOT, LEAF),
-            root=words(ROOT, ROOT),
-            parent=words(ROOT, ROOT),
-            refcount=numbers(2, 1),
-            num_children=numbers(2, 0),
-            num_active_vmas=numbers(1, 1),
-            degree=numbers(0, 0),
-            rb_root=words(AVC_A + RB, AVC_L + RB),
-            rb_leftmost=words(AVC_A + RB, AVC_L + RB),
-            write_locked=flags(False, False),
-            lock_state=np.zeros(2, dtype=np.uint8),
-            lock_owner=words(0, 0),
-            root_row=numbers(0, 0),
-            parent_row=numbers(0, 0),
-            tree_whole=flags(True, True),
-            reached=flags(True, True),
-            family_whole=flags(True, True),
-        ),
-        nodes=Nodes(
-            anon_vma=numbers(0, 0, 1),
-            avc=numbers(0, 1, 2),
-            parent=numbers(NO_ROW, 0, NO_ROW),
-            left=numbers(NO_ROW, NO_ROW, NO_ROW),
-            right=numbers(1, NO_ROW, NO_ROW),
-            depth=numbers(0, 1, 0),
-            again=flags(False, False, False),
-        ),
-        stable_nodes=StableNodes(words(), numbers(), np.empty(0, dtype=np.uint8), numbers()),
-        rmap_items=RmapItems(
-            address=words(),
-            anon_vma=words(),
-            mm=words(),
-            head=words(),
-            page=words(),
-            node=numbers(),
-            anon_vma_row=numbers(),
-            mm_row=numbers(),
-            settled=flags(),
         ),
         ksm=Ksm(None, None),
-        holes=Holes(words(), numbers(), np.array([], dtype=np.str_)),
-        broken=Broken(
-            mm=numbers(),
-            address=words(),
-            type=np.array([], dtype=np.str_),
-            value=words(),
-            problem=np.array([], dtype=np.str_),
-        ),
-        pids=(),
+        allocation=None,
     )
 
 
