@@ -121,7 +121,7 @@ _ASKED: dict[str, dict[str, object]] = {
 # Kernels by workload; the seed is the place in the list, so that no two are the same.
 _CAPTURED = {
     "forktree": ("6.1", "6.12", "5.10", "6.12-rt", "7.2", "6.12-arm64"),
-    "forkchain": ("6.1", "6.12", "5.10", "7.3"),
+    "forkchain": ("6.1", "6.12", "5.10", "7.3", "7.2", "6.12-rt", "6.12-arm64", "6.1-arm64"),
     "vmaops": ("6.1", "6.12", "5.10", "6.12-rt", "7.2", "7.3", "6.1-arm64"),
     "mixed": ("6.1", "6.12", "7.3", "6.1-arm64"),
     "special": ("5.10", "6.12", "7.3", "6.12-arm64"),
