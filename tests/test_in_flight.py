@@ -127,7 +127,7 @@ def fork_whose_own_anon_vma_is_in_no_tree() -> Scene:
     model, mms = family()
     child, new, old = half_fork(model, mms[1])
     model._clone(new, old)
-    own = model._new_anon_vma(old.active)
+    own = model.new_anon_vma(old.active)
     new.active = own
     model.link(new, own)
     take_from_tree(new.chain[0])
