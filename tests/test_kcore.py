@@ -10,6 +10,7 @@ import re
 import struct
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ import pytest
 
 import anonvma_inspect.target.open
 from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.confirm import audit_running
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.invariants.catalogue import audit
+from anonvma_inspect.invariants.catalogue import CATALOGUE, audit
 from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.elf import NO_PADDR, Note, write_core
 from anonvma_inspect.target.kcore import KernelFiles, open_kcore
@@ -144,6 +146,19 @@ def test_a_view_is_given_up_as_a_whole(files: KernelFiles) -> None:
             collect_audit(target)
             target = target.again()
         assert len(os.listdir("/proc/self/fd")) - held == opened
+    finally:
+        gc.enable()
+
+
+def test_an_audit_that_nobody_holds_is_gone(files: KernelFiles) -> None:
+    """Round after round of them must not pile up."""
+    target = open_kcore(NOTHING, files)
+    gc.disable()
+    try:
+        made = audit_running(target.again(), (), CATALOGUE)
+        tables = weakref.ref(made.tables)
+        del made
+        assert tables() is None
     finally:
         gc.enable()
 

@@ -6,6 +6,7 @@ is in the tree, the order of the tree, or ``rb_subtree_last``, tells.
 
 from __future__ import annotations
 
+import weakref
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -26,11 +27,13 @@ _MAX = np.uint64(2**64 - 1)
 class Keys:
     """Keys of all nodes of trees.
 
-    :param facts: What is known.
+    :param facts: What is known. It holds these keys, and must outlive them.
     """
 
     def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+        # Two that hold each other, and all tables, would stay until the interpreter looks for
+        # cycles: one audit after the other in memory, of a target that runs.
+        self._facts: Facts = weakref.proxy(facts)
 
     @cached_property
     def home(self) -> RowColumn:
