@@ -39,11 +39,13 @@ def command(settings: Settings, pids: tuple[str, ...], idle: bool) -> int:
     numbers = [parse_pid(pid) for pid in pids]
     target = session.open()
     read = session.collect(target)
-    for number in numbers:
-        find_process(read, number)
     tables = session.timed("read locks", lambda: collect_locks(target, read))
     locks = tables.locks
     assert locks is not None
+    for number in numbers:
+        # A kernel thread, or one that has given up its mm, can hold a lock and wait for one.
+        if number not in locks.tasks.pid and number not in locks.tasks.tgid:
+            find_process(tables, number)
     functions = functions_on_stacks(target, locks.tasks, np.arange(len(locks.tasks.address)))
     rows = chosen_locks(tables, numbers, idle=idle)
     report = LocksReport(target_facts(target, tables), tables, rows, functions)
