@@ -23,10 +23,11 @@ from anonvma_inspect.target.memory import OverlayMemory
 from .captures import FIXTURES, Capture
 from .clirun import Cli
 
-# The waiters of the first are on a list with a head, those of the second in a ring.
+# The waiters of the first are on a list with a head, those of the second in a ring, those of the
+# third in trees.
 HELD = [
     Capture(FIXTURES / "locks" / f"{name}.core.xz", FIXTURES / "locks" / f"{name}.json")
-    for name in ("locks-6.1", "locks-7.3")
+    for name in ("locks-6.1", "locks-7.3", "locks-6.12-rt")
 ]
 WILD = 0xFFFFDEAD00000000
 
@@ -44,8 +45,11 @@ class Kernel:
         #: The lock that most tasks wait for: that of a root anon_vma.
         self.root = int(np.argmax(self.locks.rwsems.waiters))
         assert self.locks.rwsems.kind[self.root] == LockKind.ANON_VMA
-        #: The mmap_lock of the one who holds that.
-        self.mmap = int(self.mmap_lock(int(self.locks.rwsems.owner_task[self.root])))
+
+    @property
+    def mmap(self) -> int:
+        """The mmap_lock of the one who holds that."""
+        return self.mmap_lock(int(self.locks.rwsems.owner_task[self.root]))
 
     @property
     def locks(self) -> Locks:
@@ -83,8 +87,8 @@ class Kernel:
         return address + self.records.waiter.offset(name)
 
 
-KERNELS = [Kernel(capture) for capture in HELD]
-each = pytest.mark.parametrize("kernel", KERNELS, ids=[capture.name for capture in HELD])
+*KERNELS, REALTIME = [Kernel(capture) for capture in HELD]
+each = pytest.mark.parametrize("kernel", KERNELS, ids=[capture.name for capture in HELD[:2]])
 
 
 def broken(kernel: Kernel, words: dict[int, int]) -> Target:
@@ -283,6 +287,59 @@ def test_names_that_bite(kernel: Kernel) -> None:
     document = answer(kernel, {comm: int.from_bytes(b'\x1b[2J\n\xff\\"', "little")})
     assert document["locks"][0]["owner"]["comm"].startswith('\\x1b[2J\\n\\xff\\\\"')
     assert "\x1b" not in document["text"]
+
+
+def read(kernel: Kernel, address: int) -> int:
+    """A word of its memory."""
+    rows, present = kernel.target.memory.gather(np.array([address], dtype=np.uint64), 8)
+    assert present[0]
+    return int.from_bytes(rows.tobytes(), "little")
+
+
+@pytest.mark.parametrize("how", ["wild", "wild child", "loop", "twice", "task", "parent"])
+def test_a_tree_of_waiters_that_breaks_off(how: str) -> None:
+    kernel = REALTIME
+    root = kernel.word(kernel.root, "rt_waiters")
+    assert kernel.records.waiter is not None
+    top = read(kernel, root) - kernel.records.waiter.offset("rb")
+    leaf = next(
+        address
+        for address in kernel.waiters(kernel.root)
+        if not read(kernel, kernel.entry(address, "rb_left"))
+        and not read(kernel, kernel.entry(address, "rb_right"))
+    )
+    words = {
+        "wild": {root: WILD},
+        "wild child": {kernel.entry(top, "rb_left"): WILD},
+        "loop": {kernel.entry(leaf, "rb_left"): kernel.entry(top, "rb")},
+        "twice": {kernel.entry(top, "rb_left"): read(kernel, kernel.entry(top, "rb_right"))},
+        "task": {kernel.entry(leaf, "task"): int(kernel.tables.tasks.address[0])},
+        "parent": {kernel.entry(leaf, "rb_parent_color"): kernel.entry(leaf, "rb")},
+    }[how]
+    document = answer(kernel, words)
+    assert not document["complete"]
+    entry = entry_of(document, kernel, kernel.root)
+    assert not entry["waiters_complete"]
+    whole = [f"{address:#x}" for address in kernel.waiters(kernel.root)]
+    found = [waiter["entry"] for waiter in entry["waiters"]]
+    # Those that are met are met once, in order.
+    assert found == [address for address in whole if address in found]
+    assert len(found) < len(whole) or how == "loop"
+
+
+def test_a_writer_that_waits_for_readers() -> None:
+    """It has the rtmutex and has taken READER_BIAS away (kernel/locking/rwbase_rt.c, v6.12)."""
+    kernel = REALTIME
+    held = kernel.locks.rwsems.owner_state == OwnerState.WRITER
+    lock = int(np.argmax(np.where(held, kernel.locks.rwsems.waiters, -1)))
+    document = answer(kernel, {kernel.word(lock, "rt_readers"): 2})
+    entry = entry_of(document, kernel, lock)
+    assert (entry["state"], entry["readers"], entry["owner"]["role"]) == ("readers", 2, "next")
+    first, *others = entry["waiters"]
+    assert (first["wants"], first["entry"]) == ("write", None)
+    assert first["task"] == entry["owner"]["task"]
+    assert [waiter["entry"] for waiter in others] == [f"{a:#x}" for a in kernel.waiters(lock)]
+    assert entry["waiters_total"] == len(others) + 1
 
 
 def test_a_snapshot_of_before() -> None:

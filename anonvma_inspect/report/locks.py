@@ -175,11 +175,12 @@ class LocksReport:
     def _state(self, row: int) -> str:
         rwsems = self._locks.rwsems
         state = rwsems.state[row]
-        if state == LockState.QUEUED and rwsems.readers[row] > 0:
+        if state not in (LockState.IDLE, LockState.QUEUED):
+            return LockState(state).name.lower()
+        if rwsems.readers[row] > 0:
             return "readers"
-        if state == LockState.IDLE:
-            return "readers" if rwsems.readers[row] > 0 else "idle"
-        return LockState(state).name.lower()
+        # PREEMPT_RT's word does not say that somebody waits.
+        return "queued" if state == LockState.QUEUED or rwsems.waiters[row] > 0 else "idle"
 
     def _entry(self, row: int) -> Document:
         rwsems = self._locks.rwsems

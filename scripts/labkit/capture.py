@@ -179,7 +179,7 @@ class Lab:
         path = core.with_suffix(".map")
         path.unlink(missing_ok=True)
         wanted = kernel(prepared.plan.kernel)
-        if wanted.symbols == "guest":
+        if wanted.symbols == "guest" and prepared.plan.word:
             write_map(made["word"]["symbols"], path)
         elif wanted.symbols == "package":
             self.say(f"{prepared.plan.name}: System.map of {prepared.image.debug_package}")

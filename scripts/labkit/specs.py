@@ -96,7 +96,7 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
 
 def word_options(plan: Plan) -> list[str]:
     """The witness's own arguments for a plan."""
-    symbols = KERNELS[plan.kernel].symbols == "guest"
+    symbols = KERNELS[plan.kernel].symbols == "guest" and plan.word
     options = {"smaps": plan.smaps, "shrink": plan.shrink, "symbols": symbols}
     words = [f"{name}=1" for name, wanted in options.items() if wanted]
     words += [f"{name}=0" for name in ("maps", "word") if not getattr(plan, name)]
