@@ -14,6 +14,7 @@ import pytest
 
 from anonvma_inspect.in_flight import Audit, audit
 from anonvma_inspect.invariants.base import Severity
+from anonvma_inspect.tables import ObjectState
 
 from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, Task, Vma
 
@@ -152,6 +153,59 @@ def unlink_after_the_lock() -> Scene:
     gone.mm_users = 0
     codes = {"AV105", "AV104", "AV201"}
     return Scene(model, "unlink", codes, [], emptied, exits=gone)
+
+
+@state
+def unlink_whose_anon_vma_is_freed() -> Scene:
+    # mremap() that leaves the old mapping without pages: the mm is used on.
+    scene = unlink_after_the_lock()
+    model, gone = scene.model, scene.counted
+    mm = model.mms[2]
+    task = model.tasks[1]
+    model.tasks.append(Task(model.elsewhere(64), 200, b"grandchild", mm))
+    mm.mm_users, scene.exits = 1, None
+    gone.refcount = 0
+    model.anon_vmas[0].refcount -= 1
+    model.states[gone.address] = ObjectState.FREE
+    lock(task, mm)
+    scene.locks, scene.codes = [mm], {"AV105", "AV104", "AV201", "AV403", "AV503"}
+    return scene
+
+
+@state
+def munmap_that_has_marked_vmas() -> Scene:
+    model, mms = family()
+    vmas = [model.map(mms[0], 0x200 + 4 * n, 4) for n in range(3)]
+    active = model.fault(vmas[1])
+    finish(model)
+    for vma in vmas[:2]:
+        vma.attached = False
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "munmap", {"AV003"}, [mms[0]], active)
+
+
+@state
+def split_before_it_is_in_the_mm() -> Scene:
+    model, mms = family()
+    old = mms[0].vmas[0]
+    model.split(old, 0x104)
+    finish(model)
+    old.vm_end += 4 * PAGE
+    model._finish_tree(anon_vma_of(old))
+    mms[0].slots = [(old.vm_start, old.vm_end - 1, old.address)]
+    mms[0].map_count = 1
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "split", {"AV202"}, [mms[0]], anon_vma_of(old))
+
+
+@state
+def counted_after_it_is_stored() -> Scene:
+    model, mms = family()
+    model.map(mms[0], 0x200, 4)
+    finish(model)
+    mms[0].map_count -= 1
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "map_count", {"AV002"}, [mms[0]], anon_vma_of(mms[0].vmas[0]))
 
 
 @state

@@ -1337,13 +1337,6 @@ def detached_vma_in_the_tree(model: Model) -> list[Expected]:
     return [("AV003", vma, "false", "true")]
 
 
-def test_detached_while_the_mm_is_locked() -> None:
-    model = forest()
-    piece(model, 4).attached = False
-    init(model).write_locked = True
-    assert not found(model)
-
-
 @case
 def anon_vma_of_a_shared_mapping(model: Model) -> list[Expected]:
     vma = piece(model, 4)

@@ -47,7 +47,7 @@ def test_nothing_at_all() -> None:
     assert audited.findings_total == 0
 
 
-@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable"])
+@pytest.mark.parametrize("how", ["fork", "unlisted", "not locked", "another's lock", "elsewhere"])
 def test_tree_of_a_fork_in_flight(how: str) -> None:
     # The child's tree still holds the parent's VMAs from the sixth piece on, and map_count follows.
     model = forest()
@@ -62,13 +62,17 @@ def test_tree_of_a_fork_in_flight(how: str) -> None:
     del child.vmas[6:]
     model.finish()
     child.slots += parent.slots[6:]
-    if how == "unlisted":
-        model.tasks = [task for task in model.tasks if task.mm is not child]
-    elif how == "write-locked":
-        child.write_locked = True
-    else:
-        child.flags = UNSTABLE
-    assert not found(model)
+    if how == "elsewhere":
+        first, last, pointer = child.slots[-1]
+        child.slots[-1] = first, last + PAGE, pointer
+    model.tasks = [task for task in model.tasks if task.mm is not child]
+    forks, other = (next(t for t in model.tasks if t.mm is mm) for mm in (parent, model.mms[0]))
+    if how != "unlisted":
+        parent.write_locked, parent.lock_owner = True, forks.address
+        child.write_locked = how != "not locked"
+        child.lock_owner = (other if how == "another's lock" else forks).address
+    codes = {finding.code for finding in found(model)}
+    assert codes == (set() if how == "fork" else {"AV001"})
 
 
 def test_freed_vmas_in_the_tree_of_an_exiting_mm() -> None:
@@ -76,28 +80,30 @@ def test_freed_vmas_in_the_tree_of_an_exiting_mm() -> None:
     model = forest()
     mm = model.mms[3]
     model.tasks = [task for task in model.tasks if task.mm is not mm]
+    mm.mm_users = 0
     mm.vmas[12].vm_start = WILD & ~0xFFF
     mm.map_count = 3
     assert not found(model)
 
 
-@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable", "not walked", "not whole"])
+@pytest.mark.parametrize("how", ["exiting", "unlisted", "unstable", "not walked", "not whole"])
 def test_vma_in_trees_only(how: str) -> None:
-    # Split, fork, exec and unmap have VMAs in anon_vmas' trees that are not in their mm's.
+    # In exit, the mm's tree goes before what is left of its VMAs.
     model = forest()
     mm = model.mms[0]
     del mm.slots[5]
     mm.map_count -= 1
-    if how == "unlisted":
+    if how in ("exiting", "unlisted"):
         model.tasks = [task for task in model.tasks if task.mm is not mm]
+        mm.mm_users = int(how == "unlisted")
     elif how == "not walked":
         mm.walked = False
     elif how == "not whole":
         mm.whole = False
     else:
-        mm.write_locked = how == "write-locked"
-        mm.flags = UNSTABLE if how == "unstable" else 0
-    assert not found(model)
+        mm.flags = UNSTABLE
+    codes = [finding.code for finding in found(model)]
+    assert codes == (["AV202"] if how in ("unlisted", "unstable") else [])
 
 
 def test_take_all_locks() -> None:
@@ -466,7 +472,7 @@ def test_a_check_that_fails_does_not_hide() -> None:
 # ---- slabs
 
 
-@pytest.mark.parametrize("how", ["unlisted", "write-locked", "unstable"])
+@pytest.mark.parametrize("how", ["exit", "failed fork", "unlisted", "write-locked"])
 def test_freed_vmas_that_an_mm_still_names(how: str) -> None:
     # exit_mmap() frees VMAs before the tree that names them; so does a fork that failed.
     model = forest()
@@ -474,16 +480,16 @@ def test_freed_vmas_that_an_mm_still_names(how: str) -> None:
     vma = mm.vmas[12]
     assert not vma.chain
     model.states[vma.address] = ObjectState.FREE
-    if how == "unlisted":
+    mm.write_locked = how == "write-locked"
+    if not mm.write_locked:
         model.tasks = [task for task in model.tasks if task.mm is not mm]
-    elif how == "write-locked":
-        mm.write_locked = True
-    else:
-        mm.flags = UNSTABLE
-    assert not found(model)
+    mm.mm_users = int(how != "exit")
+    mm.flags = UNSTABLE if how == "failed fork" else 0
+    codes = [finding.code for finding in found(model)]
+    assert codes == (["AV503"] if how in ("unlisted", "write-locked") else [])
 
 
-@pytest.mark.parametrize("how", ["unlisted", "write-locked", "at rest"])
+@pytest.mark.parametrize("how", ["exit", "at rest"])
 def test_freed_anon_vma_that_an_avc_still_names(how: str) -> None:
     # unlink_anon_vmas(), second loop: the reference is dropped, and with it the anon_vma, before
     # the AVC leaves the list.
@@ -497,10 +503,9 @@ def test_freed_anon_vma_that_an_avc_still_names(how: str) -> None:
     avc.next = avc.prev = vma.head
     anon_vma.rb_root = anon_vma.rb_leftmost = anon_vma.refcount = 0
     model.states[anon_vma.address] = ObjectState.FREE
-    if how == "unlisted":
+    if how == "exit":
         model.tasks = [task for task in model.tasks if task.mm is not mm]
-    elif how == "write-locked":
-        mm.write_locked = True
+        mm.mm_users = 0
     freed = [finding for finding in found(model) if finding.code == "AV503"]
     assert bool(freed) == (how == "at rest")
 

@@ -79,3 +79,8 @@ def _place(scene: Scene, draft: Draft, vma: int) -> None:
     inside = (slots.first[over] >= vmas.vm_start[vma]) & (slots.last[over] < vmas.vm_end[vma])
     draft.place(slot, first, last)
     draft.drop_slots(over[inside])
+    for gone in slots.vma[over[inside]].tolist():
+        if gone != NO_ROW:
+            draft.forget_mm(gone)
+    # They are counted until all is done.
+    draft.add_map_count(int(vmas.mm[vma]), -int(np.count_nonzero(inside)))

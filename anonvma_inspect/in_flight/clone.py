@@ -109,7 +109,7 @@ def _forked(scene: Scene, vma: int) -> Operation | None:
             draft.add_active(active, -1)
 
     mm = int(vmas.mm[vma])
-    touched = np.concatenate([members, [parent], take(facts.root_row, members, NO_ROW)])
+    touched = np.concatenate([members, [active, parent], take(facts.root_row, members, NO_ROW)])
     return _operation(scene, "fork", vma, touched, settle, mm)
 
 

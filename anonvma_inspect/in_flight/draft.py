@@ -193,9 +193,9 @@ class Draft:
         """Take entries out of mms' trees."""
         self._slot_kept[slots] = False
 
-    def set_map_count(self, mm: int, count: int) -> None:
+    def add_map_count(self, mm: int, delta: int) -> None:
         """Change ``map_count``."""
-        self._map_count[mm] = count
+        self._map_count[mm] += delta
 
     # ---- the result
 

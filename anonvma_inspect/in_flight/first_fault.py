@@ -29,12 +29,18 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     facts = scene.facts
     active = np.flatnonzero(odd)
     is_root = take(facts.root_row, vmas.active[active], NO_ROW) == vmas.active[active]
+    counted: set[int] = set()
     for vma in active[is_root].tolist():
         root = int(vmas.active[vma])
         if not scene.root_held(root) or not scene.own_list(vma):
             continue
         if vmas.chain_length[vma] and int(scene.members(vma)[0]) != root:
             continue
+        if scene.linked[vma]:
+            # All is done but the count, which cannot be short twice.
+            if root in counted or scene.active_surplus(root) != -1:
+                continue
+            counted.add(root)
 
         def settle(draft: Draft, vma: int = vma, root: int = root) -> None:
             draft.unlink(vma)

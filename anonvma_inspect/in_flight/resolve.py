@@ -15,6 +15,7 @@ from anonvma_inspect.in_flight import (
     clone,
     first_fault,
     leave,
+    mm_tree,
     rebalance,
     unlink,
     unmap,
@@ -39,6 +40,7 @@ _RECOGNISERS = (
     unlink.recognise,
     first_fault.recognise,
     unmap.recognise,
+    mm_tree.recognise,
     rebalance.recognise,
 )
 # Operations that do not fit are put aside, and the others tried again; not for ever.
@@ -118,7 +120,7 @@ def audit(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> Audit:
 # What each rule says once the operations are settled, by code: which objects it finds, by message.
 _Seen = dict[tuple[str, str], U64Column]
 # What each state may be taken for, by the objects that are in it.
-_Choices = dict[tuple[frozenset[int], frozenset[int]], list[Operation]]
+_Choices = dict[tuple[frozenset[int], ...], list[Operation]]
 
 
 def _seen(results: Sequence[Result]) -> _Seen:
@@ -139,7 +141,9 @@ def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operatio
     choices: _Choices = {}
     for recognise in _RECOGNISERS:
         for operation in recognise(scene):
-            key = operation.vmas, operation.anon_vmas if not operation.vmas else frozenset[int]()
+            key: tuple[frozenset[int], ...] = (operation.vmas, operation.anon_vmas, operation.mms)
+            if operation.vmas:
+                key = (operation.vmas, frozenset(), frozenset())
             choices.setdefault(key, []).append(operation)
     known = _seen(before.results)
     for _ in range(_ROUNDS):

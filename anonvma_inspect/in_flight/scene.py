@@ -12,16 +12,13 @@ from anonvma_inspect.invariants.base import Result
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows
-from anonvma_inspect.target.memory import BoolColumn, U64Column
+from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("Scene",)
 
 
 class Scene:
     """What the tables say of locks and lists.
-
-    That a lock's word has its bit set is not enough: its owner must be a task, or nobody yet or any
-    more, as it is for a few instructions around taking and leaving it.
 
     :param facts: What is known.
     :param results: What was found wrong.
@@ -34,16 +31,10 @@ class Scene:
 
     # ---- locks
 
-    def _held(self, locked: BoolColumn, owner: U64Column) -> BoolColumn:
-        known = find_rows(self.tables.holders.address, owner) != NO_ROW
-        held: BoolColumn = locked & (known | (owner == 0))
-        return held
-
-    @cached_property
+    @property
     def mm_writer(self) -> BoolColumn:
         """mms whose ``mmap_lock`` a task holds for write."""
-        mms = self.tables.mms
-        return self._held(mms.write_locked, mms.lock_owner)
+        return self.facts.mm_writer
 
     @cached_property
     def mm_exiting(self) -> BoolColumn:
@@ -64,7 +55,7 @@ class Scene:
     @cached_property
     def _root_writer(self) -> BoolColumn:
         anon_vmas = self.tables.anon_vmas
-        return self._held(anon_vmas.write_locked, anon_vmas.lock_owner)
+        return self.facts.is_held(anon_vmas.write_locked, anon_vmas.lock_owner)
 
     def root_held(self, anon_vma: int) -> bool:
         """Whether a task holds the lock of an anon_vma's family for write."""
@@ -140,6 +131,32 @@ class Scene:
         """VMAs whose list was walked to its end."""
         closed: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
         return closed
+
+    # ---- counts
+
+    @cached_property
+    def _users(self) -> I64Column:
+        active = self.tables.vmas.active
+        count = len(self.tables.anon_vmas.address)
+        return np.bincount(active[active != NO_ROW], minlength=count)
+
+    @cached_property
+    def _children(self) -> I64Column:
+        facts = self.facts
+        parent = facts.parent_row[facts.nodes_in_tree > 0]
+        count = len(self.tables.anon_vmas.address)
+        return np.bincount(parent[parent != NO_ROW], minlength=count)
+
+    def active_surplus(self, anon_vma: int) -> int:
+        """How far the number of VMAs that have it active is above those that do.
+
+        Where the kernel counts children with them: their sum above both.
+        """
+        anon_vmas = self.tables.anon_vmas
+        if self.tables.era.has_separate_counts:
+            return int(anon_vmas.num_active_vmas[anon_vma] - self._users[anon_vma])
+        known = self._users[anon_vma] + self._children[anon_vma]
+        return int(anon_vmas.degree[anon_vma] - known)
 
     # ---- mms
 

@@ -150,7 +150,7 @@ def _kinds(facts: Facts, allocation: Allocation) -> tuple[_Kind, _Kind, _Kind]:
 # down, or that a failed fork left behind, can name VMAs that are freed.)
 def _at_rest(facts: Facts) -> BoolColumn:
     vmas = facts.tables.vmas
-    resting: BoolColumn = (vmas.slot != NO_ROW) & take(facts.mm_at_rest, vmas.mm, False)
+    resting: BoolColumn = (vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False)
     return resting
 
 

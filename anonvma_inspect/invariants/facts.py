@@ -39,9 +39,9 @@ __all__ = ("TAG_BITS", "Facts")
 
 #: Low bits that a pointer to a slab object never has.
 TAG_BITS = np.uint64(7)
-# include/linux/sched/coredump.h, MMF_UNSTABLE: the oom reaper emptied the page tables, or fork
-# failed half-way. The number is the same from v5.10 on.
-_MMF_UNSTABLE = np.uint64(1 << 22)
+# include/linux/sched/coredump.h or mm_types.h, MMF_OOM_SKIP and MMF_UNSTABLE: set, in an mm that
+# no task has, by a fork that failed half-way. The numbers are the same from v5.10 to v7.3.
+_MMF_ABANDONED = np.uint64(1 << 21 | 1 << 22)
 
 
 class Facts:
@@ -57,21 +57,58 @@ class Facts:
     # ---- mms
 
     @cached_property
-    def mm_at_rest(self) -> BoolColumn:
-        """mms whose tree of VMAs must be as it should: a task has it, nobody changes it, and no
-        failed fork or oom reaper has left it as it is.
+    def mm_judged(self) -> BoolColumn:
+        """mms whose tree of VMAs must be as it should, as far as they are known: those of tasks,
+        and others that have users, unless a failed fork has left them.
+
+        (What exit leaves of an mm without users still names VMAs that are freed. What operations
+        under way leave is not for here: see :mod:`anonvma_inspect.in_flight`.)
         """
         mms = self.tables.mms
-        return self.mm_lasting & ~mms.write_locked
+        used = (mms.mm_users > 0) & ((mms.flags & _MMF_ABANDONED) == 0)
+        judged: BoolColumn = mms.known & (mms.listed | used)
+        return judged
 
     @cached_property
-    def mm_lasting(self) -> BoolColumn:
-        """mms that belong to a task, and that no failed fork or oom reaper has left unstable, as
-        far as they are known.
-        """
+    def mm_writer(self) -> BoolColumn:
+        """mms whose ``mmap_lock`` a task holds for write; see :meth:`is_held`."""
         mms = self.tables.mms
-        lasting: BoolColumn = mms.listed & mms.known & ((mms.flags & _MMF_UNSTABLE) == 0)
-        return lasting
+        return self.is_held(mms.write_locked, mms.lock_owner)
+
+    def is_held(self, locked: BoolColumn, owner: U64Column) -> BoolColumn:
+        """Which locks are held by somebody.
+
+        That the lock's word has its bit set is not enough: its owner must be a task, or nobody yet
+        or any more, as it is for a few instructions around taking and leaving it.
+
+        :param locked: They are held for write, as their words have it.
+        :param owner: Addresses of who holds them.
+        """
+        held = locked.copy()
+        rows = np.flatnonzero(locked & (owner != 0))
+        held[rows] = find_rows(self.tables.holders.address, owner[rows]) != NO_ROW
+        return held
+
+    @cached_property
+    def slot_copied(self) -> BoolColumn:
+        """Entries of the tree of a child of fork that are its parent's still.
+
+        Since v6.8 ``dup_mmap()`` copies the parent's tree and then replaces entry by entry, with
+        both mms locked for write by the task that forks.
+        """
+        slots, vmas, mms = self.tables.slots, self.tables.vmas, self.tables.mms
+        copied = np.zeros(len(slots.mm), dtype=bool)
+        born = self.mm_writer & ~mms.listed & (mms.lock_owner != 0)
+        rows = np.flatnonzero(born[slots.mm] & (slots.vma != NO_ROW))
+        origin = vmas.slot[slots.vma[rows]]
+        rows, origin = rows[origin != NO_ROW], origin[origin != NO_ROW]
+        child, parent = slots.mm[rows], slots.mm[origin]
+        same = self.mm_writer[parent] & mms.listed[parent]
+        same &= mms.lock_owner[parent] == mms.lock_owner[child]
+        for column in (slots.first, slots.last):
+            same &= column[rows] == column[origin]
+        copied[rows[same]] = True
+        return copied
 
     # ---- pointers without low bits, and what they lead to
 
@@ -403,7 +440,7 @@ class Facts:
         vmas, chain, member = tables.vmas, tables.links.vma, self.link_anon_vma
         count = len(vmas.address)
         settled: BoolColumn = self.chain_whole & (vmas.slot != NO_ROW) & (vmas.active != NO_ROW)
-        settled &= take(self.mm_at_rest, vmas.mm, False)
+        settled &= take(self.mm_judged, vmas.mm, False)
         doubtful = ~self.link_certain | (member == NO_ROW) | (self.link_tree == NO_ROW)
         settled[chain[doubtful]] = False
         root = take(self.root_row, vmas.active, NO_ROW)

@@ -55,12 +55,12 @@ def _check_overlap(facts: Facts) -> Verdict:
     # the tree of an mm at rest, an AVC by a list or a tree, an anon_vma by its tree or its family.
     tables, era = facts.tables, facts.era
     vmas, mms = tables.vmas, tables.mms
-    there = (vmas.slot != NO_ROW) & take(facts.mm_at_rest, vmas.mm, False)
+    there = (vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False)
     kinds = (
         _Kind(era.vma, vmas.address[there]),
         _Kind(era.avc, tables.avcs.address[facts.avc_known]),
         _Kind(era.anon_vma, tables.anon_vmas.address[facts.believed]),
-        _Kind(era.mm, np.sort(mms.address[facts.mm_lasting])),
+        _Kind(era.mm, np.sort(mms.address[facts.mm_judged])),
     )
     groups = [_overlaps_of_one_kind(kind) for kind in kinds]
     groups += [_overlaps(one, other) for one, other in itertools.combinations(kinds, 2)]

@@ -111,12 +111,12 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
     lost = off_list[(state != PointerState.OBJECT) & (state != PointerState.HOLE)]
     unlisted = off_list[take(facts.chain_sound, vma, False)]
 
-    judged = mms.walked & mms.whole & facts.mm_at_rest
+    judged = mms.walked & mms.whole & facts.mm_judged
     absent = np.flatnonzero((vmas.slot == NO_ROW) & (vmas.mm != NO_ROW))
     absent = absent[judged[vmas.mm[absent]]]
     if len(absent):
         # One that is in another mm's tree has a wrong vm_mm (AV001).
-        elsewhere = tables.slots.vma[facts.mm_at_rest[tables.slots.mm]]
+        elsewhere = tables.slots.vma[facts.mm_judged[tables.slots.mm]]
         absent = absent[~marked(len(vmas.address), elsewhere)[absent]]
         # A VMA that only a wrong avc->vma leads to is none; this one has its AVCs on its list.
         by_list = nodes.avc[real]

@@ -34,7 +34,7 @@ def _check_vma_mm(facts: Facts) -> Verdict:
     # for write is being changed.
     tables = facts.tables
     slots, vmas, mms = tables.slots, tables.vmas, tables.mms
-    judged = np.flatnonzero((slots.vma != NO_ROW) & facts.mm_at_rest[slots.mm])
+    judged = np.flatnonzero((slots.vma != NO_ROW) & facts.mm_judged[slots.mm] & ~facts.slot_copied)
     vma, mm = slots.vma[judged], slots.mm[judged]
     foreign = vmas.vm_mm[vma] != mms.address[mm]
     vma, mm = vma[foreign], mm[foreign]
@@ -100,7 +100,7 @@ def _check_vma_range(facts: Facts) -> Verdict:
     known = slots.vma != NO_ROW
     own = np.zeros(len(slots.vma), dtype=bool)
     own[known] = vmas.mm[slots.vma[known]] == slots.mm[known]
-    judged = np.flatnonzero(own & facts.mm_lasting[slots.mm])
+    judged = np.flatnonzero(own & facts.mm_judged[slots.mm])
     vma = slots.vma[judged]
     start, end = slots.first[judged], slots.last[judged] + one
     wrong_start, wrong_end = vmas.vm_start[vma] != start, vmas.vm_end[vma] != end
@@ -135,7 +135,9 @@ def _check_vma_range(facts: Facts) -> Verdict:
     over[1:] = (slots.mm[judged[1:]] == slots.mm[judged[:-1]]) & (start[1:] < end[:-1])
     over = np.flatnonzero(over & (start < end))
     # A red-black tree is out of order while it is changed; a maple tree never is.
-    settled = facts.mm_at_rest if facts.era.maple_node is None else facts.mm_lasting
+    settled = facts.mm_judged
+    if facts.era.maple_node is None:
+        settled = settled & ~facts.mm_writer
     groups = [
         facts.of_vmas(
             "a VMA starts elsewhere than its entry in the mm's tree",
@@ -215,7 +217,7 @@ def _map_count(facts: Facts, foreign: BoolColumn) -> Violations:
     rows = np.flatnonzero(
         mms.walked
         & mms.whole
-        & facts.mm_at_rest
+        & facts.mm_judged
         & ((mms.map_count < own) | (mms.map_count > own + guests))
     )
     return facts.of_mms(
@@ -232,7 +234,7 @@ def _check_attached(facts: Facts) -> Verdict:
     # munmap takes the mark away before the entry, under the mmap_lock.
     tables = facts.tables
     slots, vmas = tables.slots, tables.vmas
-    there = np.flatnonzero((vmas.slot != NO_ROW) & take(facts.mm_at_rest, vmas.mm, False))
+    there = np.flatnonzero((vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False))
     slot = vmas.slot[there]
     there = there[slots.first[slot] == vmas.vm_start[there]]
     rows = there[~vmas.attached[there]]
@@ -260,9 +262,7 @@ def _marks_attachment(era: Era) -> str | None:
 def _check_cow_mapping(facts: Facts) -> Verdict:
     vmas = facts.tables.vmas
     there = np.flatnonzero(
-        (vmas.anon_vma_pointer != 0)
-        & (vmas.slot != NO_ROW)
-        & take(facts.mm_at_rest, vmas.mm, False)
+        (vmas.anon_vma_pointer != 0) & (vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False)
     )
     rows = there[(vmas.vm_flags[there] & (_VM_SHARED | _VM_MAYWRITE)) != _VM_MAYWRITE]
     return Verdict(
