@@ -16,7 +16,8 @@ class Lock:
 
     :ivar kind: ``mmap_lock`` or ``anon_vma`` (its ``rwsem``).
     :ivar address: Of the ``mm_struct`` or root ``anon_vma`` that it is in.
-    :ivar held: ``write``, ``read``, or ``exit``: nobody else can get at an mm without users.
+    :ivar held: ``write``, ``read``, ``exit`` (nobody else can get at an mm without users), or
+        ``waited for``.
     :ivar pid: Of the task that holds it, if that is known.
     :ivar comm: Its name.
     """

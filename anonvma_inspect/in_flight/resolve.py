@@ -16,6 +16,7 @@ from anonvma_inspect.in_flight import (
     first_fault,
     leave,
     mm_tree,
+    pins,
     rebalance,
     unlink,
     unmap,
@@ -42,6 +43,7 @@ _RECOGNISERS = (
     unmap.recognise,
     mm_tree.recognise,
     rebalance.recognise,
+    pins.recognise,
 )
 # Operations that do not fit are put aside, and the others tried again; not for ever.
 _ROUNDS = 8

@@ -74,12 +74,12 @@ class Scene:
         owner = int(mms.lock_owner[mm]) if held == "write" else 0
         return self._lock("mmap_lock", int(mms.address[mm]), held, owner)
 
-    def root_lock(self, anon_vma: int) -> Lock:
-        """The lock of an anon_vma's family, held for write."""
+    def root_lock(self, anon_vma: int, held: str = "write") -> Lock:
+        """The lock of an anon_vma's family."""
         anon_vmas = self.tables.anon_vmas
         root = int(self.facts.root_row[anon_vma])
         owner = int(anon_vmas.lock_owner[root])
-        return self._lock("anon_vma", int(anon_vmas.address[root]), "write", owner)
+        return self._lock("anon_vma", int(anon_vmas.address[root]), held, owner)
 
     def _lock(self, kind: str, address: int, held: str, owner: int) -> Lock:
         holders = self.tables.holders

@@ -271,7 +271,8 @@ def _describe_lock(lock: Lock) -> str:
     if lock.held == "exit":
         return f"mm_struct {hexadecimal(lock.address)} has no users"
     struct = "mm_struct" if lock.kind == "mmap_lock" else "anon_vma"
-    text = f"{struct} {hexadecimal(lock.address)} locked for {lock.held}"
+    how = lock.held if lock.held == "waited for" else f"locked for {lock.held}"
+    text = f"{struct} {hexadecimal(lock.address)} {how}"
     if lock.pid is not None:
         text += f" by PID {lock.pid}"
     if lock.comm:
