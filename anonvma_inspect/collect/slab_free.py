@@ -6,6 +6,8 @@ to another, on somebody's stack.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +19,7 @@ from anonvma_inspect.kernel.slab import SheafEra, SlabEra, decode_link
 from anonvma_inspect.tables import RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
-__all__ = ("FreeLists", "cpu_freelists", "sheaf_objects", "walk_freelists")
+__all__ = ("FreeLists", "cpu_freelists", "sheaf_objects", "walk_freelists", "walk_steady")
 
 _NOTHING: U64Column = np.empty(0, dtype=np.uint64)
 # mm/slub.c keeps 10 full sheaves in a barn (MAX_FULL_SHEAVES, v6.18).
@@ -31,14 +33,47 @@ class FreeLists:
     """What walking freelists came upon.
 
     :ivar objects: Free objects, unsorted.
+    :ivar owner: Which list each is on.
     :ivar word: Addresses of words that lead astray; ``index`` says which list each is of.
     :ivar value: What they lead to.
     """
 
     objects: U64Column
+    owner: RowColumn
     word: U64Column
     index: RowColumn
     value: U64Column
+
+    def of_lists(self, number: RowColumn) -> FreeLists:
+        """The same, with other numbers for its lists.
+
+        :param number: The new one of each.
+        """
+        return dataclasses.replace(self, owner=number[self.owner], index=number[self.index])
+
+    def only(self, lists: BoolColumn) -> FreeLists:
+        """What some of the lists say.
+
+        :param lists: Whether it is one of them, by number.
+        """
+        on, astray = lists[self.owner], lists[self.index]
+        return FreeLists(
+            self.objects[on],
+            self.owner[on],
+            self.word[astray],
+            self.index[astray],
+            self.value[astray],
+        )
+
+    def joined(self, other: FreeLists) -> FreeLists:
+        """What both say."""
+        return FreeLists(
+            np.concatenate([self.objects, other.objects]),
+            np.concatenate([self.owner, other.owner]),
+            np.concatenate([self.word, other.word]),
+            np.concatenate([self.index, other.index]),
+            np.concatenate([self.value, other.value]),
+        )
 
 
 def walk_freelists(
@@ -60,6 +95,7 @@ def walk_freelists(
     :param count: How many objects the slab has.
     """
     found: list[U64Column] = []
+    owner: list[RowColumn] = [np.empty(0, dtype=np.int64)]
     astray: list[tuple[U64Column, RowColumn, U64Column]] = []
     index = np.arange(len(first))
     at, pointer = word, first
@@ -71,6 +107,7 @@ def walk_freelists(
         astray.append((at[~good], index[~good], pointer[~good]))
         index, pointer = index[good], pointer[good]
         found.append(pointer)
+        owner.append(index)
         at = pointer + np.uint64(cache.offset)
         words, present = read_words(reader.memory, at)
         reader.hole(at[~present], 8, "freelist")
@@ -80,10 +117,49 @@ def walk_freelists(
         steps += 1
     return FreeLists(
         np.concatenate([_NOTHING, *found]),
+        np.concatenate(owner),
         np.concatenate([_NOTHING, *(part[0] for part in astray)]),
         np.concatenate([np.empty(0, dtype=np.int64), *(part[1] for part in astray)]),
         np.concatenate([_NOTHING, *(part[2] for part in astray)]),
     )
+
+
+def walk_steady(
+    reader: Reader,
+    cache: Cache,
+    word: U64Column,
+    base: U64Column,
+    count: U64Column,
+) -> FreeLists:
+    """Walk lists of free objects of a kernel that runs, and believe those that rest meanwhile.
+
+    A view has kept the pages of objects longer than the words that lists begin with, and links
+    outlive that their object is allocated, where they stand behind it (``SLAB_TYPESAFE_BY_RCU``):
+    a list that was put together of both leads through objects that are in use. So all of it is read
+    anew, the beginnings before and after the links. Beside each stands what tells of every change:
+    ``counters`` of a slab, and of a CPU's ``tid`` (``mm/slub.c``).
+
+    :param word: See :func:`walk_freelists`.
+    :param base: See there.
+    :param count: See there.
+    :return: Without what lists say that changed.
+    """
+    before, present = _beginnings(reader, word)
+    first = before[:, 0].copy()
+    first[~_is_object(cache, first, base, count)] = 0
+    kept = np.flatnonzero(present & (first != 0))
+    fresh = copy.copy(reader)
+    fresh.memory = reader.memory.uncached()
+    found = walk_freelists(fresh, cache, word[kept], first[kept], base[kept], count[kept])
+    after, present = _beginnings(reader, word)
+    return found.of_lists(kept).only(present & (before == after).all(axis=1))
+
+
+# Of each list the first word, and the one beside it, as they are now.
+def _beginnings(reader: Reader, word: U64Column) -> tuple[NDArray[np.uint64], BoolColumn]:
+    rows, present = reader.memory.uncached().gather(word, 16)
+    words: NDArray[np.uint64] = rows.view("<u8").astype(np.uint64).reshape(len(word), 2)
+    return words, present
 
 
 # Whether addresses are those of objects of their slabs.

@@ -20,6 +20,7 @@ from anonvma_inspect.collect.slab_free import (
     cpu_freelists,
     sheaf_objects,
     walk_freelists,
+    walk_steady,
 )
 from anonvma_inspect.collect.slab_kfence import Kfence
 from anonvma_inspect.collect.slab_pages import SlabPages
@@ -305,7 +306,12 @@ class _Slabs:
             base = pages.base_of(pages.address[slab]) + np.uint64(cache.pad)
             count = self._counts(cache, slab).astype(np.uint64)
             found = walk_freelists(self.reader, cache, word, first, base, count)
-            return dataclasses.replace(found, index=slab[found.index])
+            if self.target.live:
+                doubted = self._doubted(found, len(word))
+                again = np.flatnonzero(doubted)
+                sure = walk_steady(self.reader, cache, word[again], base[again], count[again])
+                found = found.only(~doubted).joined(sure.of_lists(again))
+            return found.of_lists(slab)
 
         mine &= freelist != 0
         doubtful = np.flatnonzero(mine[: len(empty)] & empty)
@@ -316,7 +322,19 @@ class _Slabs:
             np.concatenate([pages.address[own] + offset, word[kept]]),
             np.concatenate([freelist[own], first[kept]]),
         )
-        return dataclasses.replace(found, objects=np.concatenate([found.objects, sheaves]))
+        return dataclasses.replace(
+            found,
+            objects=np.concatenate([found.objects, sheaves]),
+            owner=np.concatenate([found.owner, np.full(len(sheaves), NO_ROW, dtype=np.int64)]),
+        )
+
+    # Lists that say what cannot be: they lead astray, or to an object that was met.
+    def _doubted(self, found: FreeLists, lists: int) -> BoolColumn:
+        doubted = marked(lists, found.index)
+        for kind in self.kinds:
+            met = find_rows(kind.address[: kind.rows], found.objects) != NO_ROW
+            doubted |= marked(lists, found.owner[met])
+        return doubted
 
     # How many objects slabs have; whatever a damaged struct says, not so many that they reach into
     # the next slab, so that all of them together find room in RAM.
