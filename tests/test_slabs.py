@@ -702,3 +702,51 @@ def test_any_word_may_be_wrong(name: str) -> None:
         audited = audit(collect_slabs(changed, tables, leaks=True), select(["AV5"]))
         assert not audited.failures
         list(audited.findings())
+
+
+class Moving:
+    """Memory that runs on: whoever looks at it anew sees other words.
+
+    :param views: Words of each view; the first is this one, the others those of ``uncached()``.
+    """
+
+    def __init__(self, memory: Memory, views: list[dict[int, int]]) -> None:
+        self._below, self._later = memory, iter(views[1:])
+        self._last = views[0]
+        self._seen = OverlayMemory(memory, self._last)
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        return self._seen.gather(addresses, size)
+
+    def uncached(self) -> Memory:
+        self._last = next(self._later, self._last)
+        return OverlayMemory(self._below, self._last)
+
+
+@pytest.mark.parametrize("name", ["forktree-6.12", "forktree-5.10", "mixed-7.3"])
+def test_a_list_of_free_objects_that_changes_while_it_is_read(name: str) -> None:
+    """The list leads to an object in use, as far as one view tells, and does not when all of it is
+    read anew; or it is never the same twice, whatever it says. One that rests is believed."""
+    capture = BY_NAME[name]
+    allocation, target = allocation_of(capture.tables), capture.target
+    field = target.layouts.field("slab", "freelist") or target.layouts.field("page", "freelist")
+    assert field is not None
+    place = allocation.avcs
+    slabs = allocation.slabs
+    row = int(np.flatnonzero(slabs.cache[place.slab] == place.cache)[0])
+    used, slab = int(place.address[row]), int(slabs.address[place.slab[row]])
+    word = slab + field.offset
+    wrong, right = {word: used}, {word: word_of(target, word)}
+    counters = {word + 8: word_of(target, word + 8) ^ 1}
+
+    def found(*views: dict[int, int]) -> set[str]:
+        memory = Moving(target.memory, list(views))
+        live = dataclasses.replace(target, memory=memory, live=True)
+        return {finding.code for finding in audit(collect_audit(live)).findings()}
+
+    assert not found({}, {})
+    assert "AV503" in found(wrong, wrong)
+    # Such a list is read in three views: its beginning, its links, its beginning once more.
+    assert not found(wrong, right, right, right)
+    assert not found(wrong, wrong, wrong, right)
+    assert not found(wrong, wrong, wrong, {**wrong, **counters})

@@ -128,6 +128,7 @@ def walk_steady(
     reader: Reader,
     cache: Cache,
     word: U64Column,
+    first: U64Column,
     base: U64Column,
     count: U64Column,
 ) -> FreeLists:
@@ -140,17 +141,19 @@ def walk_steady(
     ``counters`` of a slab, and of a CPU's ``tid`` (``mm/slub.c``).
 
     :param word: See :func:`walk_freelists`.
+    :param first: See there; what a view said.
     :param base: See there.
     :param count: See there.
     :return: Without what lists say that changed.
     """
     before, present = _beginnings(reader, word)
-    first = before[:, 0].copy()
-    first[~_is_object(cache, first, base, count)] = 0
-    kept = np.flatnonzero(present & (first != 0))
+    now = before[:, 0]
+    # A CPU may have gone on to another slab.
+    here = _is_object(cache, now, base, count) | (now == first)
+    kept = np.flatnonzero(present & here & (now != 0))
     fresh = copy.copy(reader)
     fresh.memory = reader.memory.uncached()
-    found = walk_freelists(fresh, cache, word[kept], first[kept], base[kept], count[kept])
+    found = walk_freelists(fresh, cache, word[kept], now[kept], base[kept], count[kept])
     after, present = _beginnings(reader, word)
     return found.of_lists(kept).only(present & (before == after).all(axis=1))
 

@@ -309,8 +309,12 @@ class _Slabs:
             if self.target.live:
                 doubted = self._doubted(found, len(word))
                 again = np.flatnonzero(doubted)
-                sure = walk_steady(self.reader, cache, word[again], base[again], count[again])
-                found = found.only(~doubted).joined(sure.of_lists(again))
+                found = found.only(~doubted)
+                if len(again):
+                    sure = walk_steady(
+                        self.reader, cache, word[again], first[again], base[again], count[again]
+                    )
+                    found = found.joined(sure.of_lists(again))
             return found.of_lists(slab)
 
         mine &= freelist != 0
