@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from anonvma_inspect.collect.audit import collect_audit, collect_families
+from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.collector import collect, collect_from
 from anonvma_inspect.collect.locks import collect_locks
 from anonvma_inspect.collect.paths import file_paths
@@ -15,7 +15,6 @@ __all__ = (
     "check_output",
     "collect",
     "collect_audit",
-    "collect_families",
     "collect_from",
     "collect_locks",
     "collect_slabs",

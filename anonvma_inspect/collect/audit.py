@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from anonvma_inspect.collect.collector import collect, collect_from
+from anonvma_inspect.collect.collector import collect
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.target import Target
 
-__all__ = ("collect_audit", "collect_families")
+__all__ = ("collect_audit",)
 
 
 def collect_audit(
@@ -38,21 +38,3 @@ def collect_audit(
         return tables
     more = collect(target, progress=progress, anon_vmas=unreached.anon_vmas[used].tolist())
     return collect_slabs(target, more, progress, leaks=True)
-
-
-def collect_families(
-    target: Target,
-    *,
-    mms: Sequence[int] = (),
-    vmas: Sequence[int] = (),
-    anon_vmas: Sequence[int] = (),
-) -> Tables:
-    """Read some families, as :func:`anonvma_inspect.collect.collect_from`, and what the slab
-    allocator says of them.
-
-    :param mms: See there.
-    :param vmas: Likewise.
-    :param anon_vmas: Likewise.
-    :raises TargetError: See there.
-    """
-    return collect_slabs(target, collect_from(target, mms=mms, vmas=vmas, anon_vmas=anon_vmas))

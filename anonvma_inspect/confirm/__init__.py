@@ -22,7 +22,7 @@ rests for as long as two readings of it take. Those are counted as transient.
 
 from __future__ import annotations
 
-from anonvma_inspect.confirm.confirm import MAX_READINGS, Starts, confirm
+from anonvma_inspect.confirm.confirm import MAX_READINGS, confirm
 from anonvma_inspect.confirm.running import audit_running
 
-__all__ = ("MAX_READINGS", "Starts", "audit_running", "confirm")
+__all__ = ("MAX_READINGS", "audit_running", "confirm")

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,10 +11,10 @@ from anonvma_inspect.confirm.steady import Steady
 from anonvma_inspect.in_flight import Audit
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
 from anonvma_inspect.invariants.columns import take
-from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables, find_rows
+from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
-__all__ = ("MAX_READINGS", "Starts", "confirm")
+__all__ = ("MAX_READINGS", "confirm")
 
 #: How often a family is read before what is suspicious in it is given up as transient.
 MAX_READINGS = 8
@@ -28,29 +27,16 @@ _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 _NO_COUNTS: I64Column = np.empty(0, dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Starts:
-    """Where to read again: what suspicions are about, as addresses; sorted, each once.
-
-    :ivar everything: Some are about none of these: only another look at everything shows them.
-    """
-
-    mms: tuple[int, ...]
-    vmas: tuple[int, ...]
-    anon_vmas: tuple[int, ...]
-    everything: bool
-
-
 def confirm(
     first: Audit,
-    read_again: Callable[[Starts], Audit],
+    read_again: Callable[[], Audit | None],
     on_finding: Callable[[], None] = lambda: None,
 ) -> Audit:
     """Tell findings from suspicions.
 
     :param first: An audit of a target that runs.
-    :param read_again: Makes another one, of a fresh view of the target, by the same invariants, of
-        the families of what it is given. A pause before it is its own affair.
+    :param read_again: Makes another one, of a fresh view of the target, by the same invariants;
+        ``None``: of what it is about, nothing is left. A pause before it is its own affair.
     :param on_finding: Called when a reading confirmed something, before there is another one.
     :return: The first audit with the findings that were confirmed, each as the reading shows it
         that confirmed it; the other ones are in :attr:`Audit.transient`.
@@ -60,7 +46,9 @@ def confirm(
     for _ in range(MAX_READINGS - 1):
         if not suspicions.undecided:
             break
-        now = read_again(_starts(before))
+        now = read_again()
+        if now is None:
+            break
         if suspicions.compare(before.tables, now):
             on_finding()
         before = now
@@ -194,29 +182,3 @@ def _with(result: Result, groups: dict[str, list[tuple[Result, Violations]]]) ->
     if state not in (State.NOT_CHECKED, State.NOT_APPLICABLE):
         state = state_of(result.invariant, violations)
     return dataclasses.replace(result, state=state, violations=violations, make=make)
-
-
-def _starts(audit: Audit) -> Starts:
-    tables = audit.tables
-    mms: list[RowColumn] = []
-    vmas: list[RowColumn] = []
-    anon_vmas: list[RowColumn] = []
-    everything = False
-    for _, group in _groups(audit):
-        placed = _placed(group)
-        for rows, kind in ((group.mm, mms), (group.vma, vmas), (group.anon_vma, anon_vmas)):
-            if rows is not None:
-                kind.append(rows[rows != NO_ROW])
-        everything |= not placed.all()
-    vma, anon_vma = (np.concatenate([_NO_COUNTS, *rows]) for rows in (vmas, anon_vmas))
-    mm = np.concatenate([_NO_COUNTS, *mms, tables.vmas.mm[vma]])
-    return Starts(
-        mms=_addresses(tables.mms.address, mm[mm != NO_ROW]),
-        vmas=_addresses(tables.vmas.address, vma),
-        anon_vmas=_addresses(tables.anon_vmas.address, anon_vma),
-        everything=everything,
-    )
-
-
-def _addresses(column: U64Column, rows: Sequence[int] | RowColumn) -> tuple[int, ...]:
-    return tuple(distinct(column[rows]).tolist())
