@@ -439,8 +439,11 @@ ANSWER = {
         }
         for severity, code in (("error", "AV402"), ("error", "AV402"), ("warning", "AV404"))
     ],
-    "in_flight": [{"operation": "fork"}, {"operation": "exit"}, {"operation": "fork"}],
-    "transient": [{}, {}],
+    "in_flight": [
+        {"operation": operation, "lock": {"address": lock}}
+        for operation, lock in (("fork", "0x1"), ("exit", "0x2"), ("fork", "0x3"), ("fork", "0x1"))
+    ],
+    "transient_total": 2,
 }
 
 
@@ -450,7 +453,6 @@ def test_verdict() -> None:
     assert made.in_flight == {"fork": 2, "exit": 1}
     assert (made.transient, made.counts, made.wrong) == (2, {"vmas": 7}, True)
     assert made.said[0] == "AV402 is odd: anon_vma 0x10, expected 1, actual 2"
-    assert read_verdict(0, json.dumps({"findings": [], "transient": 3})).transient == 3
     # No answer is not a clean one.
     for code, answer in ((3, "{}"), (0, ""), (0, "[]"), (-9, json.dumps(ANSWER))):
         failed = read_verdict(code, answer, "one\nno such thing\n")

@@ -46,13 +46,6 @@ def _line(finding: Mapping[str, Any]) -> str:
     )
 
 
-# A list in one form of the answer is a number in another.
-def _number(value: object) -> int:
-    if isinstance(value, Sequence):
-        return len(value)
-    return value if isinstance(value, int) else 0
-
-
 def read_verdict(code: int, answer: str, complaint: str = "") -> Verdict:
     """A verdict from an audit's exit code, its JSON and what it wrote to standard error."""
     try:
@@ -66,14 +59,15 @@ def read_verdict(code: int, answer: str, complaint: str = "") -> Verdict:
     by_severity: dict[str, Counter[str]] = {"error": Counter(), "warning": Counter()}
     for one in findings:
         by_severity[one["severity"]][one["code"]] += 1
-    under_way = made.get("in_flight", [])
+    # One operation leaves several states that it explains; its lock tells it from others.
+    under_way = {(one["operation"], one["lock"]["address"]) for one in made.get("in_flight", [])}
     return Verdict(
         code,
         counts=made.get("counts", {}),
         errors=by_severity["error"],
         warnings=by_severity["warning"],
-        in_flight=Counter(str(one.get("operation", "unnamed")) for one in under_way),
-        transient=_number(made.get("transient")),
+        in_flight=Counter(operation for operation, _ in under_way),
+        transient=made.get("transient_total", 0),
         said=[_line(one) for one in findings],
     )
 
