@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -214,6 +215,7 @@ _LIVE_STORM = ("processes=4", "threads=1", "pages=64", "nice=10")
 @click.option("--again", is_flag=True, help="Begin anew, do not go on.")
 @click.option("--memory", type=int, default=224, show_default=True, help="MiB of the guest.")
 @click.option("--keep", type=_NEW_DIRECTORY, help="Keep dumps with errors in this directory.")
+@click.option("--poke", is_flag=True, help="Also change words, and see whether that is found.")
 @click.pass_obj
 def storms_command(
     lab: Lab,
@@ -224,10 +226,13 @@ def storms_command(
     again: bool,
     memory: int,
     keep: Path | None,
+    poke: bool,
 ) -> None:
     """Audit dumps of guests that never rest, taken at random moments, many a boot.
 
-    Goes on where it was, by .lab/storms-KERNEL.json. Exits 0 only if no audit found an error.
+    Goes on where it was, by .lab/storms-KERNEL.json. Exits 0 only if no audit found an error. With
+    --poke, one word at a time is changed in each dump: in a family that no operation touches, and
+    in one whose lock is held; and each must be found.
     """
     kernel(kernel_name)
     name = f"storms-{kernel_name}"
@@ -236,11 +241,23 @@ def storms_command(
         path.unlink(missing_ok=True)
     one = plan(name, kernel_name, "storm", (*_STORM, *parameters), memory=memory)
     series = Series.load(path)
-    run_storms(lab, one, series, dumps, audited, click.echo, a_boot=a_boot, keep=keep)
+    run_storms(
+        *(lab, one, series, dumps, audited, click.echo),
+        a_boot=a_boot,
+        keep=keep,
+        poke=_poke if poke else None,
+    )
     for line in series.summary(name):
         click.echo(line)
     if series.wrong:
-        raise LabError(f"In {series.wrong} of {len(series.rows)} dumps an audit found errors")
+        raise LabError(f"In {series.wrong} of {len(series.rows)} dumps an audit was wrong")
+
+
+def _poke(core: Path, seed: int) -> Iterator[tuple[str, str, bool]]:
+    from .aim import open_scene, poke
+
+    for change, found in poke(open_scene(core), seed):
+        yield change.family, str(change), bool(found)
 
 
 @cli.command()

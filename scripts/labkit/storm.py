@@ -7,7 +7,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .guest import Guest
 from .specs import Plan
 from .verdict import Verdict
 
-__all__ = ("Judge", "Series", "storm", "storms")
+__all__ = ("Judge", "Poke", "Series", "storm", "storms")
 
 # Seconds between two dumps.
 _SHORTEST, _LONGEST = 0.3, 3.0
@@ -72,7 +72,7 @@ class Series:
         """The series in a file; an empty one if there is no file."""
         return cls(path, json.loads(path.read_text())["dumps"] if path.is_file() else [])
 
-    def add(self, verdict: Verdict, **more: float) -> None:
+    def add(self, verdict: Verdict, **more: object) -> None:
         """Add a dump and write the file."""
         self.rows.append(
             {
@@ -89,8 +89,8 @@ class Series:
 
     @property
     def wrong(self) -> int:
-        """In how many dumps an error was found, or the tool failed."""
-        return sum(bool(row["errors"]) for row in self.rows)
+        """In how many dumps an error was found, or the tool failed, or missed a change."""
+        return sum(bool(row["errors"] or row.get("missed")) for row in self.rows)
 
     def summary(self, name: str) -> list[str]:
         """The series in a few lines."""
@@ -102,6 +102,17 @@ class Series:
             f"{name}: {len(self.rows)} dumps of {min(vmas)} to {max(vmas)} VMAs, "
             f"{self.wrong} with errors, {with_some} with operations in flight",
             *(f"  {kind}: {_words(sums[kind])}" for kind in kinds),
+            *self._changes(),
+        ]
+
+    def _changes(self) -> list[str]:
+        changed = sum((Counter(row.get("changed", {})) for row in self.rows), Counter())
+        missed = [what for row in self.rows for what in row.get("missed", ())]
+        if not changed:
+            return []
+        return [
+            f"  words changed, by family: {_words(changed)}; {len(missed)} not found",
+            *(f"    {what}" for what in missed),
         ]
 
 
@@ -111,6 +122,9 @@ def _words(counts: Mapping[str, int]) -> str:
 
 #: Judges a dump.
 Judge = Callable[[Path], Verdict]
+
+#: Changes words of a dump, one at a time: family, what was changed, and whether that was found.
+Poke = Callable[[Path, int], Iterable[tuple[str, str, bool]]]
 
 
 def storms(
@@ -124,12 +138,14 @@ def storms(
     a_boot: int = 20,
     keep: Path | None = None,
     most: int = 10,
+    poke: Poke | None = None,
 ) -> None:
     """Go on with a series until it has `total` dumps, each judged while the storm goes on.
 
     :param a_boot: Dumps of one guest; the next has another seed.
     :param keep: Where dumps with errors are kept.
     :param most: How many of them.
+    :param poke: Of dumps without errors, what becomes of words that are changed in them.
     """
     while len(series.rows) < total:
         first = len(series.rows)
@@ -150,8 +166,18 @@ def storms(
                 guest.resume()
                 verdict = judge(core)
                 seconds = round(time.monotonic() - begun, 2)
-                series.add(verdict, seed=seed, delay=round(delay, 3), seconds=seconds)
+                pokes = [] if poke is None or verdict.wrong else list(poke(core, seed))
+                series.add(
+                    verdict,
+                    seed=seed,
+                    delay=round(delay, 3),
+                    seconds=seconds,
+                    changed=Counter(family for family, _, _ in pokes),
+                    missed=[what for _, what, found in pokes if not found],
+                )
                 show(_row(len(series.rows), verdict, seconds))
+                for what in series.rows[-1]["missed"]:
+                    show(f"     missed: {what}")
                 if verdict.wrong and keep is not None and series.wrong <= most:
                     keep.mkdir(parents=True, exist_ok=True)
                     core.replace(keep / f"{plan.name}-{len(series.rows):03}.core")
