@@ -10,8 +10,12 @@ import functools
 import re
 from typing import Any
 
+import drgn
 import numpy as np
 import pytest
+from drgn.helpers.linux.list import list_for_each_entry
+from drgn.helpers.linux.locking import RwsemLocked, rwsem_locked, rwsem_owner
+from drgn.helpers.linux.rbtree import rbtree_inorder_for_each_entry
 
 from anonvma_inspect.collect import collect, collect_locks, functions_on_stacks
 from anonvma_inspect.kernel.functions import FUNCTIONS
@@ -19,6 +23,7 @@ from anonvma_inspect.kernel.locks import LockState, resolve_locks
 from anonvma_inspect.tables import NO_ROW, ChainEnd, LockKind, Locks, OwnerState, Tables, Wanted
 
 from .captures import FIXTURES, KERNELS, Capture
+from .programs import program
 
 HELD = [
     Capture(path.with_suffix(".core.xz"), path)
@@ -206,6 +211,41 @@ def test_functions_on_stacks(capture: Capture) -> None:
         if event is None or (event["state"] == "R" and event["comm"] != "locks-owner"):
             continue
         assert set(called(event)) & set(FUNCTIONS) <= set(found), event
+
+
+# Those who are queued, as drgn's own helpers for lists and trees find them.
+def queued(sem: drgn.Object) -> list[drgn.Object]:
+    if hasattr(sem, "rwbase"):
+        tree = sem.rwbase.rtmutex.waiters.rb_root.address_of_()
+        return list(rbtree_inorder_for_each_entry("struct rt_mutex_waiter", tree, "tree.entry"))
+    if hasattr(sem, "wait_list"):
+        head = sem.wait_list.address_of_()
+        return list(list_for_each_entry("struct rwsem_waiter", head, "list"))
+    first = sem.first_waiter
+    if not first:
+        return []
+    others = list_for_each_entry("struct rwsem_waiter", first.list.address_of_(), "list")
+    return [first, *others]
+
+
+@each
+def test_drgn_says_the_same(capture: Capture) -> None:
+    locks, prog = locks_of(capture), program(capture)
+    rwsems, waiters, tasks = locks.rwsems, locks.waiters, locks.tasks
+    for row, address in enumerate(rwsems.address.tolist()):
+        sem = drgn.Object(prog, "struct rw_semaphore *", address)
+        theirs = tasks.pid[waiters.task[waiters.lock == row]].tolist()
+        assert [int(entry.task.pid) for entry in queued(sem)] == theirs
+        if is_realtime(capture):
+            continue
+        expected = RwsemLocked.UNLOCKED
+        if rwsems.state[row] == LockState.WRITER:
+            expected = RwsemLocked.WRITE_LOCKED
+            assert rwsem_owner(sem).pid == tasks.pid[rwsems.owner_task[row]]
+        elif rwsems.readers[row] or rwsems.state[row] == LockState.QUEUED:
+            # drgn takes the bit that says that somebody waits for a reader.
+            expected = RwsemLocked.READ_LOCKED
+        assert rwsem_locked(sem) == expected
 
 
 @pytest.mark.parametrize("capture", KERNELS, ids=lambda capture: capture.name)
