@@ -175,6 +175,7 @@ def save_snapshot(
         walks=walks,
         anonymized=anonymize,
         functions=functions,
+        registers=[list(cpu) for cpu in target.registers],
     )
     blank = bytes(tables.era.task.fields["comm"].size)
     data = pack(

@@ -40,14 +40,14 @@ def functions_on_stacks(
 ) -> list[tuple[str, ...] | None]:
     """Name the functions on the stacks of tasks, of those that tell what one is doing.
 
-    All of a stack is read from where its task left it, once. That is not known of a task that a CPU
-    is running.
+    All of a stack is read from where its task left it, once; if a CPU is running it, from where a
+    dump says that the CPU was.
 
     :param tasks: ``tables.locks.tasks``, see :func:`anonvma_inspect.collect.collect_locks`.
     :param rows: Rows in it.
     :return: For each row, names of :data:`~anonvma_inspect.kernel.functions.FUNCTIONS`, the
         innermost first, repeated ones once; ``None`` where nothing can be told: the task is
-        running, part of its stack is missing, or the target has no symbol table.
+        running somewhere, part of its stack is missing, or the target has no symbol table.
     """
     rows = np.asarray(rows, dtype=np.int64)
     calls = _find_calls(target, tasks, rows)
@@ -71,15 +71,15 @@ def save_calls(target: Target, recording: Memory, tasks: LockTasks) -> dict[str,
     field = _stack_pointer(target)
     assert field is not None
     recording.gather(tasks.address[calls.known] + np.uint64(field.offset), field.size)
-    recording.gather(calls.address, WORD)
+    recording.gather(calls.address[calls.address != 0], WORD)
     return known_functions(target)
 
 
 @dataclass(frozen=True)
 class _Calls:
     # Words of stacks that are return addresses, from the innermost: the place in the rows asked for
-    # of the task, the address of the word, and the function that it leads into. And of which tasks
-    # all are known.
+    # of the task, the address of the word (0 for where a CPU is), and the function that it leads
+    # into. And of which tasks all are known.
     task: RowColumn
     address: U64Column
     name: list[str]
@@ -116,9 +116,18 @@ def _stacks(
         tasks.address[rows] + np.uint64(field.offset), field.size
     )
     pointer = pointers.view("<u8").reshape(-1).astype(np.uint64)
-    used = (tasks.stack[rows] + np.uint64(tasks.stack_size) - pointer).view(np.int64)
-    known &= ~tasks.on_cpu[rows] & (pointer % np.uint64(WORD) == 0)
-    known &= (used > 0) & (used <= tasks.stack_size)
+    known &= ~tasks.on_cpu[rows]
+    base, size = tasks.stack[rows], np.uint64(tasks.stack_size)
+    running: list[int] = []
+    counter: list[int] = []
+    for pc, sp in target.registers:
+        at = np.flatnonzero(tasks.on_cpu[rows] & (np.uint64(sp) - base < size))
+        pointer[at], known[at] = sp, True
+        running += at.tolist()
+        # As if it were a return address: behind what is called.
+        counter += [min(pc + 1, 2**64 - 1)] * len(at)
+    used = (base + size - pointer).view(np.int64)
+    known &= (pointer % np.uint64(WORD) == 0) & (used > 0) & (used <= tasks.stack_size)
     count = np.where(known, used // WORD, 0)
     task = np.repeat(np.arange(len(rows)), count)
     word = np.arange(len(task)) - (np.cumsum(count) - count)[task]
@@ -128,9 +137,12 @@ def _stacks(
     if target.walks is None:
         known[task[~present]] = False
     else:
-        known &= marked(len(rows), task[present])
-    words = content.view("<u8").reshape(-1).astype(np.uint64)
-    return task, address, words, known
+        known &= marked(len(rows), np.append(task[present], np.array(running, dtype=np.int64)))
+    every = np.concatenate([np.array(running, dtype=np.int64), task])
+    order = np.argsort(every, kind="stable")
+    zeros = np.zeros(len(running), dtype=np.uint64)
+    words = np.append(np.array(counter, np.uint64), content.view("<u8").reshape(-1))
+    return every[order], np.append(zeros, address)[order], words[order].astype(np.uint64), known
 
 
 # struct thread_struct of x86-64 and of arm64.

@@ -324,12 +324,12 @@ class LocksReport:
 
     def _doing(self, row: int) -> str:
         tasks, functions = self._locks.tasks, self.functions[row]
-        if tasks.on_cpu[row]:
-            return "running"
         state = _letter(int(tasks.state[row]), int(tasks.exit_state[row]))
         said = {"R": "runnable", "D": "asleep (D)", "S": "asleep (S)"}.get(state, state)
         ago = int(tasks.last_ran_ms[row])
-        if ago >= 0:
+        if tasks.on_cpu[row]:
+            said = "running"
+        elif ago >= 0:
             said += f", last ran {_duration(ago)} ago"
         return f"{said}, in {' < '.join(functions[:_MAX_FUNCTIONS])}" if functions else said
 

@@ -24,6 +24,7 @@ from anonvma_inspect.target.program import (
     read_program,
 )
 from anonvma_inspect.target.ram import system_ram, whole_direct_map
+from anonvma_inspect.target.registers import read_registers
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo, read_vmcoreinfo
 
@@ -95,6 +96,7 @@ def open_dump(
         load_btf=known.load_btf,
         left_out=left_out,
         kallsyms=known.symbols.kallsyms,
+        registers=() if core is None else read_registers(core.notes, machine),
     )
     check_direct_map(target, paged, cut)
     return target

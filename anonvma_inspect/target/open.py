@@ -104,6 +104,7 @@ def _open_snapshot(path: str, snapshot: Snapshot, options: TargetOptions) -> Tar
         vmcoreinfo=snapshot.vmcoreinfo,
         load_btf=lambda: btf,
         walks=frozenset(header.walks),
+        registers=tuple((pc, sp) for pc, sp in header.registers),
         functions={name: (ends[0], ends[1]) for name, ends in header.functions.items()},
     )
 

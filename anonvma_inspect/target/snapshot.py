@@ -57,6 +57,7 @@ class SnapshotHeader:
     :ivar walks: The names of the walks whose reads are in the file.
     :ivar anonymized: Whether names of commands and files were left out.
     :ivar functions: Start and end of functions that can be on the stacks of tasks.
+    :ivar registers: As :attr:`Target.registers`.
     """
 
     release: str
@@ -68,6 +69,7 @@ class SnapshotHeader:
     walks: list[str]
     anonymized: bool
     functions: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    registers: list[list[int]] = dataclasses.field(default_factory=list)
     schema: str = SCHEMA
 
 
@@ -188,6 +190,9 @@ def _parse_header(desc: bytes, path: str) -> SnapshotHeader:
             and all(
                 isinstance(name, str) and len(ends) == 2 and 0 <= ends[0] < ends[1] < 2**64
                 for name, ends in header.functions.items()
+            )
+            and all(
+                len(cpu) == 2 and min(cpu) >= 0 and max(cpu) < 2**64 for cpu in header.registers
             )
             and isinstance(header.direct_map, int)
             and 0 <= header.direct_map < 2**64

@@ -12,6 +12,7 @@ from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.left_out import LeftOut
 from anonvma_inspect.target.memory import AddressSpace, Memory
 from anonvma_inspect.target.paged import Meter
+from anonvma_inspect.target.registers import Registers
 
 __all__ = ("Target",)
 
@@ -41,6 +42,7 @@ class Target:
     :ivar renew: Makes a fresh view of the memory of a kernel that runs, and says where its RAM is
         now; ``None`` for what stands still.
     :ivar meter: What was read so far, over all views; ``None`` for what stands still.
+    :ivar registers: Where the CPUs were, as far as a dump tells.
     :ivar functions: Start and end of the functions that a snapshot knows; ``None``: the symbol
         table has all.
     """
@@ -63,6 +65,7 @@ class Target:
     kallsyms: Kallsyms | None = None
     renew: Callable[[], tuple[Memory, AddressSpace]] | None = None
     meter: Meter | None = None
+    registers: Registers = ()
     functions: Mapping[str, tuple[int, int]] | None = None
 
     @property
