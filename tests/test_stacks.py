@@ -110,9 +110,15 @@ def status(registers: Sequence[int]) -> bytes:
     return struct.pack(f"<112x{len(registers)}Q8x", *registers)
 
 
+X86 = """
+    r15 r14 r13 r12 bp bx r11 r10 r9 r8 ax cx dx si di orig_ax ip cs flags sp ss fs_base gs_base ds
+    es fs gs
+"""
+
+
 def test_registers() -> None:
     """Their order is that of ``struct user_regs_struct`` and of ``struct user_pt_regs``."""
-    x86 = ["r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di", "orig_ax", "ip", "cs", "flags", "sp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs"]  # fmt: skip
+    x86 = X86.split()
     arm = [*(f"x{number}" for number in range(31)), "sp", "pc", "pstate"]
     for machine, names, pc, sp in (("x86_64", x86, "ip", "sp"), ("aarch64", arm, "pc", "sp")):
         desc = status(range(1000, 1000 + len(names)))
