@@ -50,7 +50,9 @@ def with_words(words: dict[int, int]) -> Target:
 
 
 def running(row: int) -> LockTasks:
-    return dataclasses.replace(TASKS, on_cpu=row == EVERY)
+    on_cpu = np.zeros(len(EVERY), dtype=bool)
+    on_cpu[row] = True
+    return dataclasses.replace(TASKS, on_cpu=on_cpu)
 
 
 def test_all_sleep_and_are_known() -> None:
