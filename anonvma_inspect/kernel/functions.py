@@ -34,6 +34,11 @@ FUNCTIONS = (
     "__vma_adjust", "__split_vma", "split_vma", "vma_merge", "vma_merge_new_range",
     "vma_merge_existing_range", "vma_modify", "vma_expand", "vma_shrink", "commit_merge",
     "vma_complete", "vma_link", "expand_downwards", "expand_stack", "expand_stack_locked",
+    # locks of single VMAs
+    "__vma_start_write",
+    "__vma_enter_locked",
+    "__vma_exclude_readers_for_detach",
+    "lock_vma_under_rcu",
     # faults
     "do_user_addr_fault", "do_page_fault", "handle_mm_fault", "__handle_mm_fault",
     "lock_mm_and_find_vma", "do_anonymous_page", "do_huge_pmd_anonymous_page", "do_wp_page",

@@ -25,7 +25,7 @@ from anonvma_inspect.tables import (
     Tables,
     Wanted,
 )
-from anonvma_inspect.target.memory import BoolColumn
+from anonvma_inspect.target.memory import BoolColumn, distinct
 
 __all__ = ("LocksReport", "chosen_locks")
 
@@ -353,14 +353,13 @@ class _Protected:
         # A VMA belongs to the families that its chain leads to: at rest, to one.
         anon_vma = tables.avcs.anon_vma_row[links.avc]
         root = np.where(anon_vma == NO_ROW, NO_ROW, anon_vmas.root_row[anon_vma])
-        of_vma = np.unique(np.stack([root, links.vma])[:, root != NO_ROW], axis=1)
-        mm = vmas.mm[of_vma[1]]
-        of_mm = np.unique(np.stack([of_vma[0], mm])[:, mm != NO_ROW], axis=1)
+        root, vma = _pairs(root, links.vma, len(vmas.address))
+        of_mm = _pairs(root, vmas.mm[vma], mms)
         return _Protected(
             tables,
             {
                 "mms": np.bincount(of_mm[0], minlength=roots),
-                "vmas": np.bincount(of_vma[0], minlength=roots),
+                "vmas": np.bincount(root, minlength=roots),
                 "anon_vmas": np.bincount(anon_vmas.root_row[members], minlength=roots),
                 "tree": size,
                 "largest_tree": largest,
@@ -389,6 +388,13 @@ class _Protected:
             f"{counted(root['anon_vmas'], 'anon_vma')}, {root['tree']:,} in its own tree, "
             f"{root['largest_tree']:,} in the largest"
         )
+
+
+# Pairs of rows, each once, without those of which one is none.
+def _pairs(first: RowColumn, second: RowColumn, seconds: int) -> tuple[RowColumn, RowColumn]:
+    both = (first != NO_ROW) & (second != NO_ROW)
+    keys = distinct((first[both] * seconds + second[both]).view(np.uint64)).view(np.int64)
+    return keys // max(seconds, 1), keys % max(seconds, 1)
 
 
 def _known(milliseconds: int) -> int | None:
