@@ -18,7 +18,7 @@ from anonvma_inspect.report.locks import LocksReport, chosen_locks
 from anonvma_inspect.report.style import PLAIN
 from anonvma_inspect.tables import NO_ROW, LockKind, Locks, OwnerState, Tables
 from anonvma_inspect.target import Target
-from anonvma_inspect.target.memory import OverlayMemory
+from anonvma_inspect.target.memory import AddressSpace, Memory, OverlayMemory
 
 from .captures import FIXTURES, Capture
 from .clirun import Cli
@@ -394,3 +394,33 @@ def test_a_kernel_thread(capsys: pytest.CaptureFixture[str]) -> None:
     ran = Cli(capsys)("-c", str(HELD[1].core), "--format", "json", "locks", "--pid", str(pid))
     (lock,) = json.loads(ran.out)["locks"]
     assert [w["pid"] for w in lock["waiters"] if w["kernel_thread"]] == [pid]
+
+
+def test_a_kernel_that_runs(
+    capsys: pytest.CaptureFixture[str], serve: Callable[[Target], None]
+) -> None:
+    """What a look shows that comes while a queue changes, the next one does not."""
+    kernel = KERNELS[0]
+    tasks = kernel.locks.tasks
+    owner = int(tasks.address[kernel.waiting_task(kernel.root, 0)])
+    looks = iter(
+        [
+            {kernel.first(kernel.root): WILD},
+            {kernel.word(kernel.root, "owner"): owner},
+            {},
+        ]
+    )
+    seen = []
+
+    def renew() -> tuple[Memory, AddressSpace]:
+        seen.append(next(looks))
+        return broken(kernel, seen[-1]).memory, kernel.target.space
+
+    serve(dataclasses.replace(kernel.target, live=True, renew=renew))
+    ran = Cli(capsys)("-c", "x", "--format", "json", "locks")
+    assert len(seen) == 3
+    assert ran.code == 0
+    document = json.loads(ran.out)
+    assert document["complete"]
+    assert document["deadlocks"] == []
+    assert document["counts"] == answer(kernel, {})["counts"]

@@ -16,6 +16,9 @@ from anonvma_inspect.report.locks import LocksReport, chosen_locks
 
 __all__ = ("command",)
 
+# How often the locks of a kernel that runs are read, at most.
+_LOOKS = 3
+
 
 @click.command("locks", cls=Command)
 @click.option(
@@ -39,18 +42,28 @@ def command(settings: Settings, pids: tuple[str, ...], idle: bool) -> int:
     numbers = [parse_pid(pid) for pid in pids]
     target = session.open()
     read = session.collect(target)
-    tables = session.timed("read locks", lambda: collect_locks(target, read))
-    locks = tables.locks
-    assert locks is not None
-    for number in numbers:
-        # A kernel thread, or one that has given up its mm, can hold a lock and wait for one.
-        if number not in locks.tasks.pid and number not in locks.tasks.tgid:
-            find_process(tables, number)
-    functions = functions_on_stacks(target, locks.tasks, np.arange(len(locks.tasks.address)))
-    rows = chosen_locks(tables, numbers, idle=idle)
-    report = LocksReport(target_facts(target, tables), tables, rows, functions)
+
+    def look() -> LocksReport:
+        view = target.again()
+        tables = collect_locks(view, read)
+        locks = tables.locks
+        assert locks is not None
+        for number in numbers:
+            # A kernel thread, or one that has given up its mm, can hold a lock and wait for one.
+            if number not in locks.tasks.pid and number not in locks.tasks.tgid:
+                find_process(tables, number)
+        functions = functions_on_stacks(view, locks.tasks, np.arange(len(locks.tasks.address)))
+        rows = chosen_locks(tables, numbers, idle=idle)
+        return LocksReport(target_facts(target, tables), tables, rows, functions)
+
+    report = session.timed("read locks", look)
+    # A queue that moves while it is read can seem to break off, or to close a circle of owners.
+    for _ in range(_LOOKS - 1):
+        if not target.live or (report.complete and not report.deadlocks):
+            break
+        report = look()
     session.answer(report)
     if report.complete:
-        return session.completeness(tables)
+        return session.completeness(report.tables)
     session.note("incomplete: not all who hold or await a lock are known")
     return session.INCOMPLETE

@@ -112,7 +112,7 @@ class LocksReport:
             "locks": [self._entry(int(row)) for row in self.rows],
             "deadlocks": [
                 [hexadecimal(int(address[row])) for row in cycle]
-                for cycle in self._chains.deadlocks
+                for cycle in self.deadlocks
             ],
             "missing": self._locks.missing,
             "complete": self.complete,
@@ -125,7 +125,7 @@ class LocksReport:
             f"{counted(counts['locks'], 'lock')}, {counts['held']:,} held, "
             f"{counts['contended']:,} waited for, {counted(counts['waiting'], 'task')} waiting"
         )
-        for cycle in self._chains.deadlocks:
+        for cycle in self.deadlocks:
             yield ""
             yield from self._deadlock_text(cycle, style)
         for row in self.rows:
@@ -140,6 +140,11 @@ class LocksReport:
         """Whether all owners and all waiters are known."""
         ends = self._locks.rwsems.waiters_end
         return self._locks.missing is None and bool((ends == ChainEnd.CLOSED).all())
+
+    @property
+    def deadlocks(self) -> list[list[int]]:
+        """See :attr:`anonvma_inspect.report.lock_chains.LockChains.deadlocks`."""
+        return self._chains.deadlocks
 
     @property
     def _locks(self) -> Locks:
