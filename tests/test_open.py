@@ -98,6 +98,9 @@ def test_not_a_core(tmp_path: Path, content: bytes, sentence: str) -> None:
 def test_no_file(tmp_path: Path) -> None:
     assert "no such file" in refused(tmp_path / "nothing")
     assert "a directory" in refused(tmp_path)
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert "cannot be read" in refused(loop)
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

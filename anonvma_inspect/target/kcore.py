@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
@@ -35,7 +34,9 @@ __all__ = ("KCORE", "KernelFiles", "is_kcore", "open_kcore")
 KCORE = "/proc/kcore"
 
 # include/uapi/linux/kernel-page-flags.h: KPF_HWPOISON, KPF_NOPAGE and KPF_OFFLINE.
-_WITHHELD = 1 << 19 | 1 << 20 | 1 << 23
+_WITHHELD = np.uint64(1 << 19 | 1 << 20 | 1 << 23)
+# Bytes of the flags of a page frame in /proc/kpageflags.
+_FLAGS = 8
 # Headers of some thousand segments, and notes of some pages.
 _MAX_HEAD = 1 << 26
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -58,7 +59,7 @@ class KernelFiles:
 
 def is_kcore(path: str) -> bool:
     """Whether a file that the user named is the running kernel."""
-    return Path(path).resolve() == Path(KCORE)
+    return os.path.realpath(path) == KCORE
 
 
 def open_kcore(options: TargetOptions, files: KernelFiles | None = None) -> Target:
@@ -145,6 +146,8 @@ class _Kcore:
         index = bisect.bisect_right(self._start, address) - 1
         if index < 0 or address + len(into) > self._end[index]:
             raise LookupError("not in any segment")
+        if self._page_flags is not None:
+            self._check_flags(self._page_flags, address, len(into))
         with self._lock:
             try:
                 size = os.preadv(self._file, [into], (address + self._shift[index]) % 2**64)
@@ -152,8 +155,6 @@ class _Kcore:
                 raise LookupError(str(error)) from None
         if size != len(into):
             raise LookupError("the file ends there")
-        if self._page_flags is not None:
-            self._check_withheld(self._page_flags, address, into)
 
     def _headers(self, path: str) -> ElfCore:
         head, size = b"", 1
@@ -169,20 +170,17 @@ class _Kcore:
             ) from None
         return parse_core(np.frombuffer(head, dtype=np.uint8), path)
 
-    # The kernel gives zeros for a page that is broken, or that a hypervisor took. They are not what
-    # is there.
-    def _check_withheld(self, page_flags: int, address: int, data: memoryview) -> None:
+    # A page of RAM that is broken must not be touched, nor one that a hypervisor took. The kernel
+    # gives zeros for them, which is not what is there; an older one does touch them.
+    def _check_flags(self, page_flags: int, address: int, size: int) -> None:
         index = bisect.bisect_right(self._ram_start, address) - 1
         if index < 0 or address >= self._ram_end[index]:
             return
-        for at in range(-address % _PAGE, len(data), _PAGE):
-            # Few pages begin with zeros, and fewer have nothing else.
-            if data[at] or any(data[at : at + _PAGE].tobytes()):
-                continue
-            frame = (address + at - self.direct_map) % 2**64 // _PAGE
-            flags = os.pread(page_flags, 8, 8 * frame)
-            if int.from_bytes(flags, "little") & _WITHHELD:
-                raise LookupError("the kernel does not show this page")
+        first = (address - self.direct_map) % 2**64 // _PAGE
+        last = (address + size - 1 - self.direct_map) % 2**64 // _PAGE
+        data = os.pread(page_flags, _FLAGS * (last + 1 - first), _FLAGS * first)
+        if (np.frombuffer(data, dtype="<u8") & _WITHHELD).any():
+            raise LookupError("the kernel does not show all of these pages")
 
 
 def _open(path: str) -> int:
