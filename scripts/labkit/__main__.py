@@ -12,6 +12,7 @@ import click
 
 from . import manifest
 from .capture import Lab
+from .cost import show_sizes, show_slowdown
 from .errors import LabError
 from .faults import APPEND, run_faults
 from .fixtures import capture_fixture
@@ -302,6 +303,22 @@ def live(
         click.echo(line)
     if history.errors:
         raise LabError("What was found, or went wrong, is above; --again begins anew")
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("sizes", metavar="[PROCESSES]...", nargs=-1, type=click.IntRange(1, 20000))
+@click.option("--seconds", type=click.IntRange(5), default=60, show_default=True)
+@click.pass_obj
+def cost(lab: Lab, kernel_name: str, sizes: tuple[int, ...], seconds: int) -> None:
+    """Measure what an audit of the running kernel costs in a guest.
+
+    Its time and what it reads, with so many processes; and by how much a storm is slower while
+    audit follows audit, counted for so many seconds.
+    """
+    one = plan(f"cost-{kernel_name}", kernel_name, "storm", memory=1024, shell=True)
+    show_sizes(lab, one, sizes or (100, 1000, 10000), click.echo)
+    show_slowdown(lab, one, seconds, click.echo)
 
 
 @cli.command()
