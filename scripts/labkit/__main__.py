@@ -255,9 +255,10 @@ def storms_command(
 
 
 def _poke(core: Path, seed: int) -> Iterator[tuple[str, str, bool]]:
-    from .aim import open_scene, poke
+    from .aim import open_scene
+    from .aim import poke as poke_dump
 
-    for change, found in poke(open_scene(core), seed):
+    for change, found in poke_dump(open_scene(core), seed):
         yield change.family, str(change), bool(found)
 
 
@@ -319,6 +320,29 @@ def cost(lab: Lab, kernel_name: str, sizes: tuple[int, ...], seconds: int) -> No
     one = plan(f"cost-{kernel_name}", kernel_name, "storm", memory=1024, shell=True)
     show_sizes(lab, one, sizes or (100, 1000, 10000), click.echo)
     show_slowdown(lab, one, seconds, click.echo)
+
+
+@cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
+@click.option("--memory", type=int, default=1024, show_default=True, help="MiB of the guest.")
+@click.pass_obj
+def poke(lab: Lab, kernel_name: str, parameters: tuple[str, ...], memory: int) -> None:
+    """Change words of a running guest from outside; who looks must find it within two rounds.
+
+    In a family that no operation touches, while a storm goes on beside it; looked at by -k in the
+    guest, and by --qemu and --gdb from outside. Exits 0 only if all of them find all.
+    """
+    from .poke import poke as run_poke
+
+    kernel(kernel_name)
+    words = (*_STORM, *_LIVE_STORM, "ksm=0", *parameters)
+    one = plan(f"poke-{kernel_name}", kernel_name, "storm", words, memory=memory, shell=True)
+    outcome = run_poke(lab, one, click.echo)
+    missed = sum(one.round is None for one in outcome)
+    click.echo(f"{len(outcome)} looks, {missed} in vain")
+    if missed or not outcome:
+        raise LabError("A word that was changed was not found, or is found after it was put back")
 
 
 @cli.command()

@@ -95,6 +95,7 @@ class Lab:
             cpus=prepared.plan.cpus,
             accelerator=self.accelerator,
             disk=disk,
+            doors=prepared.plan.shell,
             talk=prepared.plan.shell or bool(prepared.plan.parameters.get("talk")),
         )
 

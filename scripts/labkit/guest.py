@@ -55,7 +55,8 @@ class Guest:
     """A running guest, as a context manager: on leaving it QEMU is dead.
 
     ``console`` is where the kernel's messages go; the word comes through a file beside it. With
-    ``talk`` the guest can be told to go on.
+    ``talk`` the guest can be told to go on. With ``doors``, others can look at it: ``second_qmp``
+    and ``gdb`` are the sockets of a QMP server and of the gdb stub.
     """
 
     def __init__(
@@ -71,10 +72,12 @@ class Guest:
         accelerator: str = "tcg",
         disk: Path | None = None,
         talk: bool = False,
+        doors: bool = False,
     ) -> None:
         self.console = console
         self.accelerator = accelerator
         self._scratch = Path(tempfile.mkdtemp(prefix="lab-"))
+        self.second_qmp, self.gdb = self._scratch / "second-qmp", self._scratch / "gdb"
         self._word = self._scratch / "word"
         (self._scratch / "initramfs").write_bytes(initramfs)
         console.parent.mkdir(parents=True, exist_ok=True)
@@ -97,6 +100,9 @@ class Guest:
             *_disk(disk),
             *("-qmp", f"unix:{control},server=on,wait=off"),
         ]
+        if doors:
+            for option, path in (("-qmp", self.second_qmp), ("-gdb", self.gdb)):
+                self._arguments += [option, f"unix:{path},server=on,wait=off"]
         self._talk = talk
         self._process: subprocess.Popen[bytes] | None = None
         self._qmp: Qmp | None = None

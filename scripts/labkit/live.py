@@ -17,7 +17,17 @@ from .interpreter import COMMAND
 from .shell import Shell
 from .specs import Plan
 
-__all__ = ("History", "Round", "audit_rounds", "live", "operations", "read_round", "start_storm")
+__all__ = (
+    "ROUND",
+    "History",
+    "Round",
+    "audit_rounds",
+    "guest_command",
+    "live",
+    "operations",
+    "read_round",
+    "start_storm",
+)
 
 ROUND = "anonvma-inspect/audit-round/1"
 # Plain, although it writes to a terminal; and what it complains of belongs on the console.
@@ -145,9 +155,14 @@ def operations(shell: Shell) -> tuple[float, int]:
     return float(said[0].split()[0]), int(said[1])
 
 
+def guest_command(count: int) -> str:
+    """The line of shell with which a guest audits itself, round after round in one process."""
+    return f"{_AUDIT} --count {count} {_COMPLAINT}"
+
+
 def audit_rounds(shell: Shell, count: int) -> Iterable[Round]:
-    """Have the guest audit itself, in one process; :attr:`Shell.status` has its exit code."""
-    shell.start(f"{_AUDIT} --count {count} {_COMPLAINT}")
+    """Have the guest audit itself; :attr:`Shell.status` has the exit code."""
+    shell.start(guest_command(count))
     for line in shell.lines(_PATIENCE):
         one = read_round(line)
         if one is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ("Verdict", "audit_command", "audited", "read_verdict")
+__all__ = ("Verdict", "audit_command", "audited", "read_verdict", "rounds_command")
 
 # Exit codes with which an audit has an answer: clean, violated, incomplete.
 _ANSWERS = (0, 1, 4)
@@ -75,6 +75,12 @@ def read_verdict(code: int, answer: str, complaint: str = "") -> Verdict:
 def audit_command(*target: str) -> list[str]:
     """The audit of a target as this interpreter runs it, with the package of this checkout."""
     return [sys.executable, "-m", "anonvma_inspect", *target, "audit", "--format", "json"]
+
+
+def rounds_command(*target: str, count: int) -> list[str]:
+    """The same of a target that runs, round after round."""
+    command = [sys.executable, "-m", "anonvma_inspect", "-q", *target, "--format", "jsonl", "audit"]
+    return [*command, "--every", "0", "--count", str(count)]
 
 
 def audited(core: Path, patience: float = 300) -> Verdict:
