@@ -14,11 +14,13 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 
+from labkit.aim import Change
 from labkit.apt import Package, newest
 from labkit.build import CONFIGS, missing_options
 from labkit.errors import GuestError, LabError
 from labkit.faults import Operation, Step, complaints, failed_in
 from labkit.figures import figures
+from labkit.gdbstub import packet
 from labkit.initramfs import Archive
 from labkit.interpreter import compiled, dependencies, libraries
 from labkit.kdump import dump_names
@@ -27,6 +29,7 @@ from labkit.live import History, read_round
 from labkit.makedumpfile import Filter, compression_of
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
+from labkit.poke import about
 from labkit.programs import HERE, WORKLOADS
 from labkit.shell import split
 from labkit.specs import FIXTURES, PARAMETERS, fixture, plan
@@ -509,3 +512,26 @@ def test_rounds_go_on(tmp_path: Path) -> None:
     text = "\n".join(again.summary("x"))
     assert "3 rounds in 0 boots: 2 clean, 1 violated; 2 errors" in text
     assert "exit codes 1 (1 times)" in text
+
+
+def test_packet_of_the_remote_protocol() -> None:
+    # The documentation's checksum: the sum of the characters, modulo 256.
+    assert packet("OK") == b"$OK#9a"
+    assert packet("") == b"$#00"
+
+
+def test_who_finds_a_change() -> None:
+    change = Change("quiet", "x.y", 0x40, 0x48, 8, 1, 2, frozenset((0x40, 0x1000)))
+
+    def found(address: str, root: str | None, severity: str = "error") -> dict[str, object]:
+        thing = {"type": "x", "address": address}
+        return {"severity": severity, "code": "AV1", "object": thing, "root": root, "cause": None}
+
+    rounds = [
+        {"round": 1, "new_findings": [found("0x50", None), found("0x40", None, "warning")]},
+        {"round": 2, "new_findings": [found("0x50", "0x1000")]},
+    ]
+    made = about(change, rounds, "-k")
+    assert (made.round, made.codes, made.others) == (2, ("AV1",), ("AV1",))
+    assert about(change, rounds[:1], "-k").round is None
+    assert "NOT FOUND" in str(about(change, [], "-k"))

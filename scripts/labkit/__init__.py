@@ -15,13 +15,14 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
     manifest   the JSON beside each dump or fixture
     specs      the fixtures, and the parameters of the workloads
     capture    a dump, step by step; storm the same for a guest that never rests
-    live       audits of a guest by itself, while a storm goes on
+    live       audits of a guest by itself, while a storm goes on; poke changes words meanwhile
+    aim        words to change, and what an audit says of them; gdbstub changes them in a guest
     kdump      the same by crashing the guest, with makedumpfile in a second kernel
     faults     a dump after each allocation that failed; judge is the package's verdict on one
     verdict    the same as the command line gives it
     fixtures   dumps made into fixtures
     figures    what a workload must come to, worked out by hand
 
-But for model, judge and verdict, nothing here knows the package that inspects the dumps: what the
-lab says must stand on its own.
+But for model, judge, verdict and aim, nothing here knows the package that inspects the dumps: what
+the lab says must stand on its own.
 """
