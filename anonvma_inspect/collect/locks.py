@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from anonvma_inspect.collect.lists import walk_lists
+from anonvma_inspect.collect.mms import looks_like_mm
 from anonvma_inspect.collect.reader import Columns, Progress, Reader
 from anonvma_inspect.collect.slab_caches import read_cpus
 from anonvma_inspect.collect.tasks import read_threads, until_nul
@@ -211,21 +212,40 @@ class _Walker:
     def _semaphores(self) -> tuple[U8Column, RowColumn, U64Column, Columns]:
         anon_vmas, mms, record = self._tables.anon_vmas, self._tables.mms, self._records.rwsem
         roots = np.flatnonzero(anon_vmas.reached & (anon_vmas.root == anon_vmas.address))
+        mm_rows = np.arange(len(mms.address))
+        if self._target.live:
+            roots, mm_rows = self._still_there(roots)
         address = np.concatenate(
             [
                 anon_vmas.address[roots] + np.uint64(self._records.anon_vma),
-                mms.address + np.uint64(self._records.mm),
+                mms.address[mm_rows] + np.uint64(self._records.mm),
             ]
         )
-        row = np.concatenate([roots, np.arange(len(mms.address))])
+        row = np.concatenate([roots, mm_rows])
         kind = np.repeat(
             np.array([LockKind.ANON_VMA, LockKind.MMAP_LOCK], dtype=np.uint8),
-            [len(roots), len(mms.address)],
+            [len(roots), len(mm_rows)],
         )
         self._reader.progress("semaphores", len(address))
         words, present = self._reader.columns(record, address, _RWSEM_WORDS)
         words = {name: column[present] for name, column in words.items()}
         return kind[present], row[present], address[present], words
+
+    # In a kernel that runs: the objects that have not become something else since they were met. An
+    # anon_vma that was freed and is still as it was has a lock that nobody holds.
+    def _still_there(self, roots: RowColumn) -> tuple[RowColumn, RowColumn]:
+        anon_vmas, mms = self._tables.anon_vmas, self._tables.mms
+        # What has gone is no hole.
+        reader = Reader(self._target)
+        words, present = reader.columns(
+            self._era.anon_vma, anon_vmas.address[roots], ("root", "refcount")
+        )
+        refcount = self._era.anon_vma.as_signed("refcount", words["refcount"])
+        kept = present & (words["root"] == anon_vmas.address[roots]) & (refcount > 0)
+        alive = np.isin(mms.address, read_threads(reader, self._era, self._target).mm)
+        unlisted = np.flatnonzero(~mms.listed)
+        alive[unlisted] |= looks_like_mm(reader, self._era, mms.address[unlisted])
+        return roots[kept], np.flatnonzero(alive)
 
     # What the owner's word says, and the task that it names, known or not; 0 for none.
     def _owners(
