@@ -146,6 +146,28 @@ def test_a_qmp_socket_serves_one_client(
         assert "QMP serves one client at a time" in said
 
 
+@pytest.mark.parametrize("greeting", [framed(b"T02thread:01;"), b""])
+def test_a_stub_where_qmp_is_expected_lets_its_machine_go_on(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greeting: bytes
+) -> None:
+    """Connecting has stopped it."""
+    monkeypatch.setattr(qmp, "_GREETING_SECONDS", 0.2)
+    stub = Stub(greeting=greeting)
+    with serve(tmp_path / "gdb", stub.talk) as address:
+        said = cli.fails(3, "--qemu", address, "audit")
+        assert said == (
+            f"--qemu {address}: a gdb stub answers there. Did you mean --gdb? The machine goes on"
+        )
+    assert stub.asked == [b"D"]
+
+
+def test_qmp_where_a_stub_is_expected(cli: Cli, tmp_path: Path) -> None:
+    qemu = FakeQemu(guest_of("forkchain-6.12"))
+    with serve(tmp_path / "qmp", qemu.talk) as address:
+        said = cli.fails(3, "--gdb", address, "audit")
+    assert said == f"--gdb {address}: QMP answers there. Did you mean --qemu?"
+
+
 def test_qemu_hangs(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qmp, "_ANSWER_SECONDS", 0.2)
 

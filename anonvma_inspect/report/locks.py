@@ -111,8 +111,7 @@ class LocksReport:
             "counts": self._counts(),
             "locks": [self._entry(int(row)) for row in self.rows],
             "deadlocks": [
-                [hexadecimal(int(address[row])) for row in cycle]
-                for cycle in self.deadlocks
+                [hexadecimal(int(address[row])) for row in cycle] for cycle in self.deadlocks
             ],
             "missing": self._locks.missing,
             "complete": self.complete,

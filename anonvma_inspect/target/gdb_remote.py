@@ -196,6 +196,8 @@ class GdbRemote:
             between = buffer[:start] if start >= 0 else bytes(buffer)
             if self._acknowledge and b"-" in between:
                 self._send(question)
+            if b'"QMP"' in between:
+                raise self._connection.nonsense("QMP answers there. Did you mean --qemu?")
             del buffer[: len(between)]
             end = buffer.find(b"#")
             if end >= 0 and len(buffer) >= end + 3:

@@ -5,6 +5,7 @@ Follows ``docs/interop/qmp-spec.rst`` in QEMU 7.2.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from anonvma_inspect.target.connection import Connection
 __all__ = ("Qmp", "QmpError")
 
 _GREETING_SECONDS = 5.0
+_LEAVING_SECONDS = 1.0
 # QEMU answers between other things that it does, some of which take their time.
 _ANSWER_SECONDS = 30.0
 # An answer of the monitor is a few pages of text.
@@ -38,6 +40,10 @@ class Qmp:
         try:
             greeting = self._receive(time.monotonic() + _GREETING_SECONDS)
         except TimeoutError:
+            if _leave_stub(connection, bytes(self._buffer)):
+                raise connection.nonsense(
+                    "a gdb stub answers there. Did you mean --gdb? The machine goes on"
+                ) from None
             raise TargetError(
                 f"{connection.name}: connected, but no greeting within {_GREETING_SECONDS:.0f} s: "
                 "QMP serves one client at a time, and another one (libvirt, a monitor, a second "
@@ -104,3 +110,12 @@ class Qmp:
         if not isinstance(message, dict):
             raise self.connection.nonsense("QEMU answered with something that is not an object")
         return message
+
+
+# Connecting to a gdb stub has stopped its machine, and what is no QMP may be one. (QEMU before 8.1
+# says so; one that says nothing is told as well.)
+def _leave_stub(connection: Connection, said: bytes) -> bool:
+    with contextlib.suppress(TargetError, TimeoutError):
+        connection.send(b"+$D#44", _LEAVING_SECONDS)
+        said += connection.receive(time.monotonic() + _LEAVING_SECONDS)
+    return said.lstrip(b"+").startswith(b"$")
