@@ -199,7 +199,7 @@ def storm(
 # The storm that audits are tried on, unless words say otherwise.
 _STORM = ("ksm=1", "quiet=6")
 # From inside a guest: so that audits come to the end of a round under emulation.
-_LIVE_STORM = ("processes=4", "threads=1", "pages=64", "nice=10")
+_LIVE_STORM = ("processes=4", "children=2", "threads=1", "pages=32", "nice=19")
 
 
 @cli.command("storms")

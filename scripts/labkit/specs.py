@@ -23,7 +23,15 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "pages": {"pages": 32, "sharing": 3},
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
-    "storm": {"processes": 24, "threads": 2, "pages": 160, "ksm": 0, "quiet": 0, "nice": 0},
+    "storm": {
+        "processes": 24,
+        "threads": 2,
+        "pages": 160,
+        "children": 100,
+        "ksm": 0,
+        "quiet": 0,
+        "nice": 0,
+    },
     "locks": {"depth": 10, "members": 6, "vmas": 30, "tries": 200},
     "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }

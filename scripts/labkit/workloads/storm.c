@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * A storm that never ends: processes, pages, threads, ksm, quiet, nice, seed. Each process forks,
- * execs itself, protects, unmaps, maps, moves, grows, locks, advises and discards for ever, and its
- * children do some of that and exit; a few processes do it with several threads on one mm. With ksm=1,
- * KSM merges their pages and is told to take it all back, again and again, and pages are moved to make
- * room for large ones. Whoever dumps the guest at a random moment finds operations half done. With
- * quiet=N there is also a family of N processes and their parent that do nothing at all once they are
- * there. The log says READY once all have started, and nothing after; how many operations were done
- * is the first word of /lab/operations.
+ * A storm that never ends: processes, children (of each at a time), pages, threads, ksm, quiet,
+ * nice, seed. Each process forks, execs itself, protects, unmaps, maps, moves, grows, locks, advises
+ * and discards for ever, and its children do some of that and exit; a few processes do it with several
+ * threads on one mm. With ksm=1, KSM merges their pages and is told to take it all back, again and
+ * again, and pages are moved to make room for large ones. Whoever dumps the guest at a random moment
+ * finds operations half done. With quiet=N there is also a family of N processes and their parent that
+ * do nothing at all once they are there. The log says READY once all have started, and nothing after;
+ * how many operations were done is the first word of /lab/operations.
  */
 #include "lab.h"
 #include <fcntl.h>
@@ -28,7 +28,7 @@
 #define QUIET_SLOTS 4
 #define CALM_PAGES 32
 
-static long pages, ksm;
+static long pages, ksm, children;
 static char *area, *calm; /* pages that are rarely written to, and so can be merged */
 static int file; /* this program's */
 static uint64_t *operations;
@@ -167,7 +167,8 @@ static void race(uint64_t state)
     pthread_create(&ignored, NULL, racer, (void *)(uintptr_t)state);
 }
 
-static void child_life(uint64_t *state, char *self)
+/* Whether there is a child. */
+static int child_life(uint64_t *state, char *self)
 {
     pid_t pid;
 
@@ -176,8 +177,6 @@ static void child_life(uint64_t *state, char *self)
         _exit(0);
     }
     pid = fork();
-    if (pid < 0)
-        return;
     if (!pid) {
         if (ksm && lab_chance(30))
             write_pages(calm + lab_random(CALM_PAGES - 4) * LAB_PAGE, 1 + lab_random(4));
@@ -195,6 +194,7 @@ static void child_life(uint64_t *state, char *self)
         usleep(lab_random(30000)); /* so that a few generations are there at once */
         _exit(0);
     }
+    return pid > 0;
 }
 
 /* Many VMAs: forks, execs and exits take their time. */
@@ -208,6 +208,7 @@ static void fragment(void)
 
 static void process_life(uint32_t index, long seed, long threads, char *self)
 {
+    long alive = 0;
     uint64_t state;
     char comm[16];
 
@@ -233,12 +234,12 @@ static void process_life(uint32_t index, long seed, long threads, char *self)
     for (;;) {
         for (unsigned i = lab_random(20); i > 0; i--)
             operate(&state);
-        child_life(&state, self);
+        alive += child_life(&state, self);
         lab_random_state = state;
         if (lab_chance(3))
             fragment();
-        while (waitpid(-1, NULL, lab_chance(20) ? 0 : WNOHANG) > 0)
-            ;
+        while (waitpid(-1, NULL, lab_chance(20) || alive > children ? 0 : WNOHANG) > 0)
+            alive--;
     }
 }
 
@@ -333,6 +334,7 @@ int main(int argc, char **argv)
         return 0;
     pages = lab_parameter(argc, argv, "pages", 160);
     ksm = lab_parameter(argc, argv, "ksm", 0);
+    children = lab_parameter(argc, argv, "children", 100);
     if (nice(lab_parameter(argc, argv, "nice", 0)) < 0) /* was 0 */
         lab_fail("nice");
     sigaction(SIGSEGV, &action, NULL);
