@@ -20,7 +20,7 @@ _FAMILY = 1000
 # MiB: a guest without any, and each process of one page.
 _GUEST, _PROCESS = 1024, 0.15
 # Of a storm that keeps every processor busy.
-_STORM = ("processes=8", "threads=0", "nice=0")
+_STORM = ("processes=2", "threads=0", "nice=0")
 
 
 def show_sizes(lab: Lab, plan: Plan, sizes: Sequence[int], show: Say) -> None:
