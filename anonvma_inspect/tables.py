@@ -178,7 +178,8 @@ class Mms:
     #: ``mm_lock_seq``, which changes whenever a writer gives ``mmap_lock`` back; 0 where the kernel
     #: has none (before v6.4).
     lock_seq: U64Column
-    #: By which task, as an address that nobody vouches for: 0 if it is not known, or not yet.
+    #: By which task, as an address that nobody vouches for: 0 if that is not known, or if what is
+    #: there was left by a reader.
     lock_owner: U64Column
     #: How many hold it for read.
     lock_readers: I64Column

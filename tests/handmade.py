@@ -73,7 +73,7 @@ ERA = Era(
     page_size=PAGE,
     task=_record("task_struct", 64),
     signal=_record("signal_struct", 64),
-    mm=_record("mm_struct", 1024, map_count=64, mm_flags=72),
+    mm=_record("mm_struct", 1024, map_count=64, mm_flags=72, mmap_lock_owner=80),
     maple_node=_record("maple_node", 256),
     vma=_record(
         "vm_area_struct",

@@ -110,8 +110,16 @@ def test_take_all_locks() -> None:
     model = forest()
     root = root_of(piece(model, 0))
     root.rb_root |= 1
-    root.write_locked = True
+    root.write_locked, root.lock_owner = True, model.tasks[0].address
     assert not found(model)
+
+
+def test_mark_under_a_lock_that_no_task_holds() -> None:
+    model = forest()
+    root = root_of(piece(model, 0))
+    root.rb_root |= 1
+    root.write_locked = True
+    assert [finding.code for finding in found(model)] == ["AV207"]
 
 
 def test_unmapped_while_moving() -> None:
@@ -520,7 +528,7 @@ def test_avcs_that_an_operation_in_flight_has(how: str) -> None:
     elif how == "unlisted":
         model.tasks = [task for task in model.tasks if task.mm is not mm]
     else:
-        mm.write_locked = True
+        mm.write_locked, mm.lock_owner = True, model.tasks[2].address
     assert not found(model)
 
 
@@ -528,7 +536,8 @@ def test_avcs_that_an_operation_in_flight_has(how: str) -> None:
 def test_anon_vmas_that_fork_has_made(made: int, forks: int, left: int) -> None:
     model = forest()
     for _ in range(forks):
-        model.mm().write_locked = True
+        child = model.mm()
+        child.write_locked, child.lock_owner = True, model.tasks[0].address
     for number in range(made):
         address = RAM + 0x9000 + 128 * number
         model.lost_anon_vmas.append(AnonVma(address, root=address, refcount=1))

@@ -379,7 +379,7 @@ def _anon_vma_table(
     reached |= marked(len(order), root_row[reached])
     write_locked = is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers"))
     realtime = "rwsem_readers" in record
-    owner, _ = owner_tasks(word("rwsem_rt_owner" if realtime else "rwsem_owner"), realtime)
+    owner, is_reader = owner_tasks(word("rwsem_rt_owner" if realtime else "rwsem_owner"), realtime)
     return AnonVmas(
         address=address,
         root=words["root"],
@@ -394,7 +394,7 @@ def _anon_vma_table(
         lock_state=lock_states(
             words.get("rwsem_count"), words.get("rwsem_readers"), "rwsem_owner" in record
         ),
-        lock_owner=np.where(write_locked, owner, np.uint64(0)),
+        lock_owner=np.where(write_locked & ~is_reader, owner, np.uint64(0)),
         root_row=root_row,
         parent_row=parent_row,
         tree_whole=tree_whole,

@@ -112,7 +112,8 @@ def _lock_owner(
         field = era.mm.fields["mmap_lock_owner"]
         words, _ = reader.memory.gather(addresses[held] + np.uint64(field.offset), field.size)
         column = era.mm.column(words, "mmap_lock_owner", field.offset)
-        owner[held], _ = owner_tasks(column, "mmap_lock_readers" in era.mm)
+        task, is_reader = owner_tasks(column, "mmap_lock_readers" in era.mm)
+        owner[held] = np.where(is_reader, np.uint64(0), task)
     return owner
 
 

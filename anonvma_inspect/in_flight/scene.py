@@ -52,15 +52,10 @@ class Scene:
         reader: BoolColumn = mms.known & (mms.lock_readers > 0)
         return reader
 
-    @cached_property
-    def _root_writer(self) -> BoolColumn:
-        anon_vmas = self.tables.anon_vmas
-        return self.facts.is_held(anon_vmas.write_locked, anon_vmas.lock_owner)
-
     def root_held(self, anon_vma: int) -> bool:
         """Whether a task holds the lock of an anon_vma's family for write."""
         root = NO_ROW if anon_vma == NO_ROW else int(self.facts.root_row[anon_vma])
-        return root != NO_ROW and bool(self._root_writer[root])
+        return root != NO_ROW and bool(self.facts.root_writer[root])
 
     def mm_lock(self, mm: int, held: str | None = None) -> Lock:
         """The lock of an mm, as reports show it.

@@ -420,7 +420,7 @@ def _check_unreached(facts: Facts) -> Verdict:
     held = found.anon_vma_refcount > 0
     empty = held & (found.anon_vma_rb_root == 0)
     new = empty & (found.anon_vma_root == found.anon_vmas) & (found.anon_vma_refcount == 1)
-    forks = np.count_nonzero(tables.mms.write_locked & ~tables.mms.listed)
+    forks = np.count_nonzero(facts.mm_writer & ~tables.mms.listed)
     if np.count_nonzero(new) <= forks:
         empty &= ~new
     empty = np.flatnonzero(empty)
@@ -432,7 +432,7 @@ def _check_unreached(facts: Facts) -> Verdict:
     by_address = np.argsort(tables.mms.address)
     mm = find_rows(tables.mms.address[by_address], found.avc_mm)
     mm = take(by_address, mm, NO_ROW)
-    resting = tables.mms.listed & ~tables.mms.write_locked
+    resting = tables.mms.listed & ~facts.mm_writer
     avc = np.flatnonzero(found.avc_linked & take(resting, mm, False))
 
     def holders(rows: RowColumn) -> Text:

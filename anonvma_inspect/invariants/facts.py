@@ -71,22 +71,28 @@ class Facts:
 
     @cached_property
     def mm_writer(self) -> BoolColumn:
-        """mms whose ``mmap_lock`` a task holds for write; see :meth:`is_held`."""
+        """mms whose ``mmap_lock`` a task holds for write; see :meth:`root_writer`."""
         mms = self.tables.mms
-        return self.is_held(mms.write_locked, mms.lock_owner)
+        return self._held(mms.write_locked, mms.lock_owner, "mmap_lock_owner" in self.era.mm)
 
-    def is_held(self, locked: BoolColumn, owner: U64Column) -> BoolColumn:
-        """Which locks are held by somebody.
+    @cached_property
+    def root_writer(self) -> BoolColumn:
+        """anon_vmas whose own ``rwsem`` a task holds for write.
 
-        That the lock's word has its bit set is not enough: its owner must be a task, or nobody yet
-        or any more, as it is for a few instructions around taking and leaving it.
-
-        :param locked: They are held for write, as their words have it.
-        :param owner: Addresses of who holds them.
+        That the lock's word has its bit set is not enough: its owner must be a task. For a few
+        instructions around taking and giving back a lock it has no owner; but nothing is half done
+        then.
         """
+        anon_vmas, record = self.tables.anon_vmas, self.era.anon_vma
+        tells = "rwsem_owner" in record or "rwsem_rt_owner" in record
+        return self._held(anon_vmas.write_locked, anon_vmas.lock_owner, tells)
+
+    # tells: locks of this kernel name their owner in a way that is understood.
+    def _held(self, locked: BoolColumn, owner: U64Column, tells: bool) -> BoolColumn:
         held = locked.copy()
-        rows = np.flatnonzero(locked & (owner != 0))
-        held[rows] = find_rows(self.tables.holders.address, owner[rows]) != NO_ROW
+        if tells:
+            rows = np.flatnonzero(locked)
+            held[rows] = find_rows(self.tables.holders.address, owner[rows]) != NO_ROW
         return held
 
     @cached_property

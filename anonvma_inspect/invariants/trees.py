@@ -368,7 +368,7 @@ def _check_lock_mark(facts: Facts) -> Verdict:
     for which, message in (
         (mark & ~is_root, "mm_take_all_locks()'s mark is on an anon_vma that is no root"),
         (
-            mark & is_root & ~anon_vmas.write_locked,
+            mark & is_root & ~facts.root_writer,
             "mm_take_all_locks()'s mark is on a root that nobody has write-locked",
         ),
     ):
