@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -15,11 +16,11 @@ from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("recognise",)
 
-_CODES = frozenset(
-    (
-        *("AV002", "AV104", "AV106", "AV201", "AV204", "AV205", "AV208"),
-        *("AV303", "AV401", "AV403", "AV404", "AV405"),
-    )
+_KINDS = (
+    *kinds.RANGES,
+    *kinds.OUT_OF_TREE,
+    *kinds.SHORT_LIST,
+    *kinds.COUNTS,
 )
 
 
@@ -52,7 +53,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             "vma_adjust",
             scene.root_lock(int(vmas.active[vma])),
-            _CODES,
+            _KINDS,
             settle,
             vmas=frozenset((vma,)),
             anon_vmas=frozenset(members.tolist()),

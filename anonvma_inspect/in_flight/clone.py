@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -14,11 +15,15 @@ from anonvma_inspect.tables import NO_ROW, RowColumn
 
 __all__ = ("recognise",)
 
-_CODES = frozenset(
-    (
-        *("AV104", "AV105", "AV106", "AV201", "AV202", "AV208", "AV303"),
-        *("AV401", "AV402", "AV403", "AV404", "AV405"),
-    )
+_KINDS = (
+    *kinds.ACTIVE_NULL,
+    *kinds.EMPTY_LIST,
+    *kinds.ACTIVE_AWAY,
+    *kinds.SHORT_LIST,
+    *kinds.OUT_OF_TREE,
+    *kinds.NOT_IN_MM,
+    *kinds.COUNTS,
+    *kinds.PINNED,
 )
 
 
@@ -216,7 +221,7 @@ def _operation(
     return Operation(
         name,
         scene.mm_lock(mm),
-        _CODES,
+        _KINDS,
         settle,
         vmas=frozenset((vma,)),
         anon_vmas=frozenset(touched[touched != NO_ROW].tolist()),

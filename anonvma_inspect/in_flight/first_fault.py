@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -14,7 +15,11 @@ from anonvma_inspect.tables import NO_ROW
 
 __all__ = ("recognise",)
 
-_CODES = frozenset(("AV104", "AV105", "AV201", "AV401", "AV402", "AV403", "AV405"))
+_KINDS = (
+    *kinds.EMPTY_LIST,
+    *kinds.OUT_OF_TREE,
+    *kinds.COUNTS,
+)
 
 
 def recognise(scene: Scene) -> Iterator[Operation]:
@@ -54,7 +59,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             "anon_vma_prepare",
             scene.root_lock(root),
-            _CODES,
+            _KINDS,
             settle,
             vmas=frozenset((vma,)),
             anon_vmas=frozenset((root,)),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -14,12 +15,11 @@ from anonvma_inspect.tables import NO_ROW, RowColumn
 
 __all__ = ("recognise",)
 
-# What a pointer to an anon_vma that is freed, or used anew, breaks.
-_CODES = frozenset(
-    (
-        *("AV105", "AV106", "AV301", "AV302", "AV303", "AV401", "AV402"),
-        *("AV403", "AV404", "AV405", "AV501", "AV502", "AV503"),
-    )
+_KINDS = (
+    *kinds.EMPTY_LIST,
+    *kinds.COUNTS,
+    *kinds.GONE,
+    *kinds.PINNED,
 )
 
 
@@ -47,7 +47,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             "exit_mmap",
             scene.mm_lock(mm),
-            _CODES,
+            _KINDS,
             settle,
             vmas=frozenset(rows.tolist()),
             anon_vmas=frozenset(active[active != NO_ROW].tolist()),

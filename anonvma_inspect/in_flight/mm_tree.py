@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -47,7 +48,7 @@ def _gathered(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             "munmap",
             scene.mm_lock(mm),
-            frozenset(("AV003",)),
+            kinds.DETACHED,
             settle,
             vmas=frozenset(here.tolist()),
         )
@@ -64,5 +65,5 @@ def _counted_later(scene: Scene) -> Iterator[Operation]:
             draft.add_map_count(mm, int(number[mm] - mms.map_count[mm]))
 
         yield Operation(
-            "map_count", scene.mm_lock(mm), frozenset(("AV002",)), settle, mms=frozenset((mm,))
+            "map_count", scene.mm_lock(mm), kinds.MAP_COUNT, settle, mms=frozenset((mm,))
         )

@@ -35,7 +35,7 @@ class Operation:
 
     :ivar name: The function or system call that does it, in a word or two.
     :ivar lock: What it holds.
-    :ivar codes: The rules that its state breaks.
+    :ivar kinds: What its state brings: see :mod:`anonvma_inspect.in_flight.kinds`.
     :ivar vmas: Rows of the VMAs that it is at work on.
     :ivar anon_vmas: Rows of the anon_vmas.
     :ivar mms: Rows of the mms.
@@ -44,7 +44,7 @@ class Operation:
 
     name: str
     lock: Lock
-    codes: frozenset[str]
+    kinds: tuple[str, ...]
     settle: Callable[[Draft], None]
     vmas: frozenset[int] = field(default_factory=frozenset)
     anon_vmas: frozenset[int] = field(default_factory=frozenset)

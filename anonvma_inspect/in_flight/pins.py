@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -15,7 +16,8 @@ from anonvma_inspect.tables import NO_ROW
 
 __all__ = ("recognise",)
 
-_CODES = frozenset(("AV404",))
+_KINDS = kinds.PINNED
+
 # include/linux/mm.h, the same in all eras.
 _VM_MERGEABLE = np.uint64(0x80000000)
 
@@ -49,4 +51,4 @@ def recognise(scene: Scene) -> Iterator[Operation]:
                 def settle(draft: Draft, row: int = row) -> None:
                     draft.pending[row] = draft.pending.get(row, 0) + 1
 
-                yield Operation(name, lock, _CODES, settle, anon_vmas=frozenset((row,)))
+                yield Operation(name, lock, _KINDS, settle, anon_vmas=frozenset((row,)))

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -14,6 +15,9 @@ from anonvma_inspect.tables import NO_ROW
 
 __all__ = ("recognise",)
 
+_KINDS = kinds.TREE_SHAPE
+
+# Rules that look at the shape of trees.
 _CODES = frozenset(("AV203", "AV205", "AV206"))
 # A node and those around it: what one step of the repair writes to.
 _MAX_WORDS = 3
@@ -49,7 +53,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
             draft.lay_out(tree)
 
         yield Operation(
-            "rebalance", scene.root_lock(root), _CODES, settle, anon_vmas=frozenset((tree,))
+            "rebalance", scene.root_lock(root), _KINDS, settle, anon_vmas=frozenset((tree,))
         )
 
 

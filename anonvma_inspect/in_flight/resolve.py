@@ -191,11 +191,11 @@ def _reconsider(
 def _left(facts: Facts, results: Sequence[Result], operations: Sequence[Operation]) -> set[int]:
     left = set()
     for result in results:
-        code = result.invariant.code
-        of_code = [operation for operation in operations if code in operation.codes]
-        for group in result.violations if of_code else ():
-            for places in zip(*(column.tolist() for column in _places(facts, group)), strict=True):
-                owner = _owner(of_code, *places)
+        for group in result.violations:
+            of_kind = _of_kind(operations, group)
+            places = (column.tolist() for column in _places(facts, group))
+            for place in zip(*places, strict=True) if of_kind else ():
+                owner = _owner(of_kind, *place)
                 if owner is not None:
                     left.add(id(owner))
     return left
@@ -239,17 +239,17 @@ def _divide(
     facts: Facts, result: Result, after: _Seen, operations: Sequence[Operation]
 ) -> tuple[Result, Result, tuple[Operation, ...]]:
     code = result.invariant.code
-    of_code = [operation for operation in operations if code in operation.codes]
     rest, gone = [], []
     owner_of: dict[tuple[int, str], Operation] = {}
     for group in result.violations:
         left = after.get((code, group.message), group.address[:0])
         vanished = np.flatnonzero(find_rows(left, group.address) == NO_ROW)
         explained = np.zeros(len(group), dtype=bool)
-        if len(vanished) and of_code:
+        of_kind = _of_kind(operations, group) if len(vanished) else []
+        if of_kind:
             vma, anon_vma, mm = _places(facts, group)
             for index in vanished.tolist():
-                owner = _owner(of_code, int(vma[index]), int(anon_vma[index]), int(mm[index]))
+                owner = _owner(of_kind, int(vma[index]), int(anon_vma[index]), int(mm[index]))
                 if owner is not None:
                     explained[index] = True
                     owner_of[int(group.address[index]), group.message] = owner
@@ -261,6 +261,10 @@ def _divide(
         owner_of[finding.object_address, finding.message] for finding in taken.findings()
     )
     return dataclasses.replace(result, violations=tuple(rest), state=state), taken, owners
+
+
+def _of_kind(operations: Sequence[Operation], group: Violations) -> list[Operation]:
+    return [operation for operation in operations if group.message.startswith(operation.kinds)]
 
 
 def _owner(operations: Sequence[Operation], vma: int, anon_vma: int, mm: int) -> Operation | None:

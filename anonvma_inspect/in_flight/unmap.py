@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from anonvma_inspect.in_flight import kinds
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
@@ -15,7 +16,7 @@ from anonvma_inspect.tables import NO_ROW, RowColumn
 
 __all__ = ("recognise",)
 
-_CODES = frozenset(("AV202",))
+_KINDS = kinds.NOT_IN_MM
 
 
 def recognise(scene: Scene) -> Iterator[Operation]:
@@ -51,7 +52,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             name,
             scene.mm_lock(int(vmas.mm[vma]), None if writer[vma] else "read"),
-            _CODES,
+            _KINDS,
             settle,
             vmas=frozenset((vma,)),
             anon_vmas=frozenset(members.tolist()),
