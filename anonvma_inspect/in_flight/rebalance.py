@@ -11,6 +11,7 @@ from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
 from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
 from anonvma_inspect.tables import NO_ROW
 
 __all__ = ("recognise",)
@@ -48,6 +49,8 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         tree = trees[0]
         if not scene.root_held(root) or not _is_at_work(scene, root, tree):
             continue
+        if not _has_its_own_words(scene, tree):
+            continue
 
         def settle(draft: Draft, tree: int = tree) -> None:
             draft.lay_out(tree)
@@ -55,6 +58,25 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         yield Operation(
             "rebalance", scene.root_lock(root), _KINDS, settle, anon_vmas=frozenset((tree,))
         )
+
+
+# All words lead to AVCs of this anon_vma, or are the last page of one of them: each is right, was
+# right a moment ago, or will be soon.
+def _has_its_own_words(scene: Scene, tree: int) -> bool:
+    tables, facts = scene.tables, scene.facts
+    avcs = tables.avcs
+    member = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == tree))
+    last = tables.vmas.key_last[facts.home[member]]
+    pointers = [
+        strip_lock_mark(tables.anon_vmas.rb_root[[tree]]),
+        tables.anon_vmas.rb_leftmost[[tree]],
+        rb_parent(avcs.rb_parent_color[member]),
+        avcs.rb_left[member],
+        avcs.rb_right[member],
+    ]
+    words = np.concatenate(pointers)
+    inside = np.isin(words, avcs.rb_node[member]) | (words == 0)
+    return bool(inside.all() and np.isin(avcs.rb_subtree_last[member], last).all())
 
 
 # Some mm with a VMA in the tree, or whose VMA has just left it, is locked by the same task, or by

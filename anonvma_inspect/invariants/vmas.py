@@ -86,6 +86,15 @@ def _broken(facts: Facts, which: BoolColumn, walk: str) -> list[Violations]:
     return groups
 
 
+# Broken words that nobody who changes a tree of VMAs writes. (The low bits of a parent's have the
+# colour.)
+def _is_no_pointer(facts: Facts) -> BoolColumn:
+    broken = facts.tables.broken
+    pointer = broken.value & ~np.uint64(1)
+    wild: BoolColumn = (pointer != 0) & facts.tables.space.wild(pointer)
+    return wild
+
+
 def _check_vma_range(facts: Facts) -> Verdict:
     # * The tree of an mm stores each VMA under just the addresses that it covers. As the entries of
     #   a tree are in order and disjoint, so are the VMAs.
@@ -135,9 +144,10 @@ def _check_vma_range(facts: Facts) -> Verdict:
     over[1:] = (slots.mm[judged[1:]] == slots.mm[judged[:-1]]) & (start[1:] < end[:-1])
     over = np.flatnonzero(over & (start < end))
     # A red-black tree is out of order while it is changed; a maple tree never is.
-    settled = facts.mm_judged
+    broken = take(facts.mm_judged, tables.broken.mm, False)
     if facts.era.maple_node is None:
-        settled = settled & ~facts.mm_writer
+        changing = take(facts.mm_writer, tables.broken.mm, False)
+        broken &= ~changing | _is_no_pointer(facts)
     groups = [
         facts.of_vmas(
             "a VMA starts elsewhere than its entry in the mm's tree",
@@ -191,7 +201,7 @@ def _check_vma_range(facts: Facts) -> Verdict:
         _map_count(facts, known & ~own),
         *_broken(
             facts,
-            take(settled, tables.broken.mm, False),
+            broken,
             "a walk of an mm's tree came upon",
         ),
     ]
