@@ -33,11 +33,12 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     odd &= (vmas.chain_length <= 1) & take(scene.mm_writer | scene.mm_reader, vmas.mm, False)
     facts = scene.facts
     active = np.flatnonzero(odd)
-    is_root = take(facts.root_row, vmas.active[active], NO_ROW) == vmas.active[active]
+    own_root = take(facts.root_row, vmas.active[active], NO_ROW) == vmas.active[active]
+    own_root &= take(facts.root_writer, vmas.active[active], False)
     counted: set[int] = set()
-    for vma in active[is_root].tolist():
+    for vma in active[own_root].tolist():
         root = int(vmas.active[vma])
-        if not scene.root_held(root) or not scene.own_list(vma):
+        if not scene.own_list(vma):
             continue
         if vmas.chain_length[vma] and int(scene.members(vma)[0]) != root:
             continue

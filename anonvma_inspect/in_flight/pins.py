@@ -33,22 +33,23 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     """
     tables, facts = scene.tables, scene.facts
     anon_vmas, vmas = tables.anon_vmas, tables.vmas
-    for result in scene.results:
-        if result.invariant.code != "AV404":
-            continue
-        for group in result.violations:
-            for row in [] if group.anon_vma is None else group.anon_vma.tolist():
-                root = int(facts.root_row[row])
-                here = vmas.mm[(vmas.active == row) & ((vmas.vm_flags & _VM_MERGEABLE) != 0)]
-                here = here[take(scene.mm_reader, here, False)]
-                if root != NO_ROW and anon_vmas.lock_state[root] == LockState.QUEUED:
-                    name, lock = "rmap", scene.root_lock(row, "waited for")
-                elif len(here) and tables.ksm.records is not None:
-                    name, lock = "ksm", scene.mm_lock(int(here[0]), "read")
-                else:
-                    continue
+    count = len(anon_vmas.address)
+    waited = take(anon_vmas.lock_state, facts.root_row, LockState.IDLE) == LockState.QUEUED
+    merging = (vmas.vm_flags & _VM_MERGEABLE) != 0
+    merging &= (vmas.active != NO_ROW) & take(scene.mm_reader, vmas.mm, False)
+    if tables.ksm.records is None:
+        merging[:] = False
+    scanned = np.full(count, NO_ROW, dtype=np.int64)
+    scanned[vmas.active[merging]] = vmas.mm[merging]
+    for group in scene.violations("AV404"):
+        rows = np.empty(0, dtype=np.int64) if group.anon_vma is None else group.anon_vma
+        for row in rows[waited[rows] | (scanned[rows] != NO_ROW)].tolist():
+            if waited[row]:
+                name, lock = "rmap", scene.root_lock(row, "waited for")
+            else:
+                name, lock = "ksm", scene.mm_lock(int(scanned[row]), "read")
 
-                def settle(draft: Draft, row: int = row) -> None:
-                    draft.pending[row] = draft.pending.get(row, 0) + 1
+            def settle(draft: Draft, row: int = row) -> None:
+                draft.pending[row] = draft.pending.get(row, 0) + 1
 
-                yield Operation(name, lock, _KINDS, settle, anon_vmas=frozenset((row,)))
+            yield Operation(name, lock, _KINDS, settle, anon_vmas=frozenset((row,)))

@@ -19,7 +19,7 @@ __all__ = ("recognise",)
 _KINDS = kinds.TREE_SHAPE
 
 # Rules that look at the shape of trees.
-_CODES = frozenset(("AV203", "AV205", "AV206"))
+_CODES = ("AV203", "AV205", "AV206")
 # A node and those around it: what one step of the repair writes to.
 _MAX_WORDS = 3
 
@@ -31,25 +31,23 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     two steps the rules are broken at one node. That is so in no more than one tree of a family, and
     its writer must be at work on the mm of a VMA of that tree.
     """
-    tables, facts = scene.tables, scene.facts
+    facts = scene.facts
     places: dict[int, list[int]] = {}
-    for result in scene.results:
-        if result.invariant.code in _CODES:
-            for group in result.violations:
-                if not len(group):
-                    continue
-                of_nodes = group.object_type != tables.era.vma.struct
-                rows = np.full(len(group), NO_ROW) if group.anon_vma is None else group.anon_vma
-                for row in rows.tolist():
-                    root = int(facts.root_row[row]) if of_nodes and row != NO_ROW else NO_ROW
-                    places.setdefault(root, []).append(row)
+    for code in _CODES:
+        for group in scene.violations(code):
+            # What is said of VMAs is said of their page offsets.
+            rows = np.empty(0, dtype=np.int64) if group.anon_vma is None else group.anon_vma
+            if group.object_type == scene.tables.era.vma.struct:
+                continue
+            roots = take(facts.root_row, rows, NO_ROW)
+            held = take(facts.root_writer, roots, False)
+            for top, row in zip(roots[held].tolist(), rows[held].tolist(), strict=True):
+                places.setdefault(top, []).append(row)
     for root, trees in places.items():
-        if root == NO_ROW or len(set(trees)) > 1 or len(trees) > _MAX_WORDS:
+        if len(set(trees)) > 1 or len(trees) > _MAX_WORDS:
             continue
         tree = trees[0]
-        if not scene.root_held(root) or not _is_at_work(scene, root, tree):
-            continue
-        if not _has_its_own_words(scene, tree):
+        if not _is_at_work(scene, root, tree) or not _has_its_own_words(scene, tree):
             continue
 
         def settle(draft: Draft, tree: int = tree) -> None:

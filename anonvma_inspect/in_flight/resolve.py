@@ -189,15 +189,10 @@ def _reconsider(
 
 # Operations that leave findings of their own kind, by id().
 def _left(facts: Facts, results: Sequence[Result], operations: Sequence[Operation]) -> set[int]:
-    left = set()
+    left: set[int] = set()
     for result in results:
         for group in result.violations:
-            of_kind = _of_kind(operations, group)
-            places = (column.tolist() for column in _places(facts, group))
-            for place in zip(*places, strict=True) if of_kind else ():
-                owner = _owner(of_kind, *place)
-                if owner is not None:
-                    left.add(id(owner))
+            left.update(id(owner) for owner in _owners(facts, group, operations).values())
     return left
 
 
@@ -245,33 +240,44 @@ def _divide(
         left = after.get((code, group.message), group.address[:0])
         vanished = np.flatnonzero(find_rows(left, group.address) == NO_ROW)
         explained = np.zeros(len(group), dtype=bool)
-        of_kind = _of_kind(operations, group) if len(vanished) else []
-        if of_kind:
-            vma, anon_vma, mm = _places(facts, group)
-            for index in vanished.tolist():
-                owner = _owner(of_kind, int(vma[index]), int(anon_vma[index]), int(mm[index]))
-                if owner is not None:
-                    explained[index] = True
-                    owner_of[int(group.address[index]), group.message] = owner
+        owners = _owners(facts, group, operations, vanished)
+        for index, owner in owners.items():
+            explained[index] = True
+            owner_of[int(group.address[index]), group.message] = owner
         rest.append(group.only(np.flatnonzero(~explained)))
         gone.append(group.only(np.flatnonzero(explained)))
     taken = dataclasses.replace(result, violations=tuple(gone))
     state = state_of(result.invariant, rest) if owner_of else result.state
-    owners = tuple(
+    in_order = tuple(
         owner_of[finding.object_address, finding.message] for finding in taken.findings()
     )
-    return dataclasses.replace(result, violations=tuple(rest), state=state), taken, owners
+    return dataclasses.replace(result, violations=tuple(rest), state=state), taken, in_order
 
 
-def _of_kind(operations: Sequence[Operation], group: Violations) -> list[Operation]:
-    return [operation for operation in operations if group.message.startswith(operation.kinds)]
-
-
-def _owner(operations: Sequence[Operation], vma: int, anon_vma: int, mm: int) -> Operation | None:
-    for operation in operations:
-        if vma in operation.vmas or (vma == NO_ROW and anon_vma in operation.anon_vmas):
-            return operation
-    for operation in operations:
-        if anon_vma in operation.anon_vmas or (vma == NO_ROW and mm in operation.mms):
-            return operation
-    return None
+# The operations that some violations belong to, by index: as their VMA says, or else their anon_vma
+# or their mm.
+def _owners(
+    facts: Facts,
+    group: Violations,
+    operations: Sequence[Operation],
+    rows: RowColumn | None = None,
+) -> dict[int, Operation]:
+    of_kind = [each for each in operations if group.message.startswith(each.kinds)]
+    owners: dict[int, Operation] = {}
+    if not of_kind or not len(group):
+        return owners
+    asked = np.arange(len(group)) if rows is None else rows
+    vma, anon_vma, mm = (column[asked] for column in _places(facts, group))
+    bare = vma == NO_ROW
+    for name, column, which in (
+        ("mms", mm, bare),
+        ("anon_vmas", anon_vma, np.ones(len(asked), dtype=bool)),
+        ("vmas", vma, ~bare),
+    ):
+        owner = {row: each for each in reversed(of_kind) for row in getattr(each, name)}
+        if not owner:
+            continue
+        wanted = np.fromiter(owner, dtype=np.int64, count=len(owner))
+        for index in np.flatnonzero(which & np.isin(column, wanted)).tolist():
+            owners[int(asked[index])] = owner[int(column[index])]
+    return owners

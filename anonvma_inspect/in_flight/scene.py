@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from anonvma_inspect.in_flight.operation import Lock
-from anonvma_inspect.invariants.base import Result
+from anonvma_inspect.invariants.base import Result, Violations
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows
@@ -25,9 +25,19 @@ class Scene:
     """
 
     def __init__(self, facts: Facts, results: Sequence[Result]) -> None:
-        self.results = results
+        self._results = results
         self.facts = facts
         self.tables = facts.tables
+
+    def violations(self, code: str) -> list[Violations]:
+        """What a rule found."""
+        return [
+            group
+            for result in self._results
+            if result.invariant.code == code
+            for group in result.violations
+            if len(group)
+        ]
 
     # ---- locks
 

@@ -86,11 +86,11 @@ def _broken(facts: Facts, which: BoolColumn, walk: str) -> list[Violations]:
     return groups
 
 
-# Broken words that nobody who changes a tree of VMAs writes. (The low bits of a parent's have the
-# colour.)
+# Broken words that nobody who changes a tree of VMAs writes. (Those of a node may have its colour.)
 def _is_no_pointer(facts: Facts) -> BoolColumn:
     broken = facts.tables.broken
-    pointer = broken.value & ~np.uint64(1)
+    of_list = np.char.startswith(broken.problem, "vm_")
+    pointer = np.where(of_list, broken.value, broken.value & ~np.uint64(1))
     wild: BoolColumn = (pointer != 0) & facts.tables.space.wild(pointer)
     return wild
 
