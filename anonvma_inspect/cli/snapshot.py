@@ -23,7 +23,8 @@ __all__ = ("command",)
 def command(settings: Settings, output: str, force: bool, anonymize: bool) -> int:
     """Save what was read.
 
-    Writes a core that holds what an audit reads and nothing else: no user pages, no credentials.
+    Writes a core that holds what audit and locks read and nothing else: no user pages, no
+    credentials.
     """
     session = Session(settings)
     check_output(output, force=force)
