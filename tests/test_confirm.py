@@ -74,6 +74,10 @@ class Family:
         mms = self.capture.tables.mms
         return self._set("mm", int(mms.address[self.mm]), "mm_lock_seq", value)
 
+    def without_users(self) -> Words:
+        """What a task that exits leaves of its mm while it takes it down, and after."""
+        return self._set("mm", int(self.capture.tables.mms.address[self.mm]), "mm_users", 0)
+
     def mm_locked(self, *, for_write: bool) -> Words:
         mm = int(self.capture.tables.mms.address[self.mm])
         if "mmap_lock_readers" in self.era.mm:
@@ -207,6 +211,14 @@ def test_a_reader_of_the_mm(capture: Capture) -> None:
     # Until the lock is free for as long as two readings (three) take.
     views = itertools.chain([held] * 3, itertools.repeat(family.wrong_end()))
     assert family.end_code in codes(audited(family, views))
+
+
+def test_an_mm_that_is_taken_down() -> None:
+    """A task was met before it gave up its mm, and the mm after: both for as long as one looks."""
+    family = Family(TWO_KERNELS[1])
+    result = audited(family, itertools.repeat({**family.wrong_end(), **family.without_users()}))
+    assert "AV002" not in codes(result)
+    assert "AV002" in transient(result)
 
 
 @two_kernels

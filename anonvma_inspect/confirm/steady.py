@@ -139,6 +139,8 @@ class Steady:
     def _mm_moves(self) -> BoolColumn:
         slots = self._now.slots
         moves = self._mm_written | ~self._now.mms.lock_free
+        # One without users is being taken down, or is free memory by now; its lock tells neither.
+        moves |= self._now.mms.mm_users == 0
         moves[slots.mm[take(self._vma_changed, slots.vma, False)]] = True
         return moves
 
