@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .apt import Apt, Package, newest, run, unpack
-from .cache import locked
+from .apt import Package
 from .errors import LabError
-from .suites import other_suites
+from .packages import fetch_program
 
 __all__ = (
     "COMPRESSIONS",
@@ -19,14 +16,10 @@ __all__ = (
     "Makedumpfile",
     "compression_of",
     "fetch_makedumpfile",
-    "library_closure",
 )
 
 #: makedumpfile's options for each way of compressing.
 COMPRESSIONS = {"zlib": "-c", "lzo": "-l", "snappy": "-p", "zstd": "-z", "none": ""}
-
-_LOADER = "ld-linux-x86-64.so.2"
-
 
 # The bits that say so in the status word of a dump's header (struct disk_dump_header).
 _STATUS = {"zlib": 0x1, "lzo": 0x2, "snappy": 0x4, "zstd": 0x20}
@@ -71,50 +64,4 @@ def compression_of(header: bytes) -> str:
 
 def fetch_makedumpfile(suites: Sequence[str], cache: Path) -> Makedumpfile:
     """The makedumpfile of these suites; of none, that of the machine's own."""
-    apt = other_suites(cache, suites, "amd64") if suites else Apt()
-    package = newest(apt.find("makedumpfile", "amd64"))
-    if package is None:
-        raise LabError("apt knows no makedumpfile.")
-    root = cache / "makedumpfile" / f"{'-'.join(suites) or 'own'}_{package.version.split(':')[-1]}"
-    with locked(cache, "makedumpfile"):
-        if not root.is_dir():
-            _fetch(apt, package, root)
-    return Makedumpfile(package, library_closure(root, "usr/bin/makedumpfile"))
-
-
-def _fetch(apt: Apt, package: Package, root: Path) -> None:
-    partial = root.with_name(root.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    wanted = [package, *apt.libraries(package.name, "amd64")]
-    for one in wanted:
-        deb = apt.download(one, root.parent)
-        unpack(deb, partial)
-        deb.unlink()
-    partial.rename(root)
-
-
-def library_closure(root: Path, program: str) -> dict[str, Path]:
-    """A program, the libraries it needs, and theirs, as path in the guest and file."""
-    # In a package the loader is a link, absolute in some suites; by its name it is found anyhow.
-    available = {
-        path.name: path
-        for path in sorted(root.glob("**/*.so*"))
-        if path.is_file() and "gconv" not in path.parts
-    }
-    files = {program: root / program}
-    waiting = {_LOADER, *_needed(root / program)}
-    done: set[str] = set()
-    while waiting:
-        library = waiting.pop()
-        done.add(library)
-        if library not in available:
-            raise LabError(f"The packages that {program} depends on have no {library}.")
-        waiting |= _needed(available[library]) - done
-        files[f"{'lib64' if library == _LOADER else 'lib'}/{library}"] = available[library]
-    return files
-
-
-def _needed(path: Path) -> set[str]:
-    text = run(["readelf", "-d", str(path)])
-    return set(re.findall(r"\(NEEDED\)\s+Shared library: \[([^\]]+)\]", text))
+    return Makedumpfile(*fetch_program("makedumpfile", "usr/bin/makedumpfile", suites, cache))
