@@ -39,7 +39,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     odd = scene.closed & (scene.linked < vmas.chain_length) & (vmas.slot != NO_ROW)
     odd &= (vmas.active != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
     for vma in np.flatnonzero(odd).tolist():
-        if not scene.own_list(vma) or not scene.root_held(int(vmas.active[vma])):
+        if not scene.own_list(vma) or not scene.works_on(int(vmas.active[vma]), int(mm_of[vma])):
             continue
         avcs, members = scene.chain(vma), scene.members(vma)
         if not (members == vmas.active[vma]).any() or not _is_one_run(scene.in_tree(avcs)):

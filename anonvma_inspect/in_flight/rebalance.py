@@ -77,13 +77,9 @@ def _has_its_own_words(scene: Scene, tree: int) -> bool:
     return bool(inside.all() and np.isin(avcs.rb_subtree_last[member], last).all())
 
 
-# Some mm with a VMA in the tree, or whose VMA has just left it, is locked by the same task, or by
-# readers, or on its way out.
+# The writer works on some mm with a VMA in the tree, or whose VMA has just left it.
 def _is_at_work(scene: Scene, root: int, tree: int) -> bool:
     tables, facts = scene.tables, scene.facts
     avcs = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == tree))
     mm = np.unique(take(tables.vmas.mm, facts.home[avcs], NO_ROW))
-    mm = mm[mm != NO_ROW]
-    owner = tables.anon_vmas.lock_owner[root]
-    same = scene.mm_writer[mm] & (tables.mms.lock_owner[mm] == owner)
-    return bool((same | scene.mm_reader[mm] | scene.mm_exiting[mm]).any())
+    return any(scene.works_on(root, each) for each in mm[mm != NO_ROW].tolist())

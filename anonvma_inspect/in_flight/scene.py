@@ -67,6 +67,22 @@ class Scene:
         root = NO_ROW if anon_vma == NO_ROW else int(self.facts.root_row[anon_vma])
         return root != NO_ROW and bool(self.facts.root_writer[root])
 
+    def works_on(self, anon_vma: int, mm: int) -> bool:
+        """Whether the task that holds the lock of an anon_vma's family works on an mm: has it
+        locked for write, or is one of its own where somebody has locked it for read; or nobody can
+        tell, since it exits without a lock (before v6.1).
+        """
+        tables = self.tables
+        mms, tasks = tables.mms, tables.tasks
+        if not self.root_held(anon_vma):
+            return False
+        owner = tables.anon_vmas.lock_owner[int(self.facts.root_row[anon_vma])]
+        if self.mm_writer[mm]:
+            return bool(mms.lock_owner[mm] == owner)
+        if self.mm_reader[mm]:
+            return bool((tasks.mm[tasks.address == owner] == mm).any())
+        return bool(self.mm_exiting[mm] and not mms.write_locked[mm])
+
     def mm_lock(self, mm: int, held: str | None = None) -> Lock:
         """The lock of an mm, as reports show it.
 

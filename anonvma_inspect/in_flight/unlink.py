@@ -52,7 +52,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         if not linked.any() and _is_done(scene, vma):
             if _can_be_put(scene, members):
                 yield _second_loop(scene, vma, members, lock)
-        elif vmas.anon_vma_pointer[vma] and scene.root_held(int(members[-1])):
+        elif vmas.anon_vma_pointer[vma] and scene.works_on(int(members[-1]), int(vmas.mm[vma])):
             emptied = facts.tree_pointer[members] == 0
             if _is_first_loop(linked, emptied):
                 yield _first_loop(scene, vma, members, linked)

@@ -146,8 +146,8 @@ def _kinds(facts: Facts, allocation: Allocation) -> tuple[_Kind, _Kind, _Kind]:
     )
 
 
-# VMAs in the tree of an mm that a task has and that nobody changes. (The tree of an mm that is torn
-# down, or that a failed fork left behind, can name VMAs that are freed.)
+# VMAs in the tree of their mm. (That of one that is torn down, or that a failed fork left behind,
+# can name VMAs that are freed.)
 def _at_rest(facts: Facts) -> BoolColumn:
     vmas = facts.tables.vmas
     resting: BoolColumn = (vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False)
@@ -532,9 +532,9 @@ INVARIANTS = (
             "Free objects are on the list of their slab, on that of a CPU, or in a sheaf. Whoever "
             "frees one has unlinked it before: a VMA is out of its mm's tree, an AVC off its list "
             "and out of its tree, the tree of an anon_vma is empty. Left out is what may be free "
-            "already: what hangs on an mm that no task has, or that is locked or unstable, unless "
-            "a tree holds it. That nothing is found here does not prove that all is allocated: "
-            "objects on their way from one list to another are on none."
+            "already: what hangs on an mm without users, or on one that a failed fork has left, "
+            "unless a tree holds it. That nothing is found here does not prove that all is "
+            "allocated: objects on their way from one list to another are on none."
         ),
         consequence=(
             "Use after free: the next allocation hands the object to somebody else, and both write "

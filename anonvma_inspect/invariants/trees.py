@@ -95,10 +95,8 @@ def _check_tree_stranger(facts: Facts) -> Verdict:
     # * avc->anon_vma of each node of a tree is the anon_vma whose tree it is.
     # * avc->vma is a VMA, and the AVC is on its list.
     # * That VMA is in the tree of its mm.
-    # The last is told only of mms that are known as a whole, that a task has and that nobody
-    # changes: in fork, exec and exit an mm that no task has lacks VMAs that are in trees already or
-    # still, and so does one in which a VMA is just split, moved or unmapped. That an AVC is not on
-    # a list is told only of lists that are known as a whole and in order.
+    # The last is told only of mms that are known as a whole. That an AVC is not on a list is told
+    # only of lists that are known as a whole and in order.
     tables = facts.tables
     nodes, avcs, vmas, mms = tables.nodes, tables.avcs, tables.vmas, tables.mms
     real = facts.node_real
@@ -431,10 +429,9 @@ INVARIANTS = (
         ),
         why=(
             "avc->anon_vma and avc->vma are set once, before the AVC is inserted. It leaves the "
-            "tree before the list, and the VMA's AVCs are unlinked before the VMA is freed. Of "
-            "VMAs that their mm does not have, only those are reported whose mm is a task's and "
-            "not write-locked: fork, exec, exit, split and unmap have VMAs in trees that are not "
-            "in the mm yet, or any more."
+            "tree before the list, and the VMA's AVCs are unlinked before the VMA is freed. Fork, "
+            "split, merge and unmap have VMAs in trees that are not in the mm yet, or any more, "
+            "while they hold the mmap_lock; of an mm without users nothing is said."
         ),
         consequence=(
             "The reverse map follows avc->vma to a VMA that is freed or has nothing to do with the "

@@ -29,9 +29,8 @@ _VM_SHARED, _VM_MAYWRITE = np.uint64(0x8), np.uint64(0x20)
 def _check_vma_mm(facts: Facts) -> Verdict:
     # * Every entry of the tree of an mm at rest is a VMA whose vm_mm is that mm.
     # * The list of tasks leads to tasks, and a task's mm to an mm.
-    # An mm that no task has may be in fork (its tree is a copy of the parent's until the entries
-    # are replaced) or in exit; one that is unstable may be a failed fork; and one that is locked
-    # for write is being changed.
+    # The tree of a child of fork may be its parent's in part (Facts.slot_copied); what exit or a
+    # fork that failed have left is not judged (Facts.mm_judged).
     tables = facts.tables
     slots, vmas, mms = tables.slots, tables.vmas, tables.mms
     judged = np.flatnonzero((slots.vma != NO_ROW) & facts.mm_judged[slots.mm] & ~facts.slot_copied)
@@ -99,10 +98,9 @@ def _check_vma_range(facts: Facts) -> Verdict:
     # * The tree of an mm stores each VMA under just the addresses that it covers. As the entries of
     #   a tree are in order and disjoint, so are the VMAs.
     # * A VMA covers whole pages, and at least one, and none of the one below it.
-    # * map_count is their number: judged of mms at rest that were walked to the end.
+    # * map_count is their number: judged of mms that were walked to the end.
     # * The walk of the tree met nothing that cannot be right.
-    # Entries whose VMA is another mm's are AV001's. The tree of an mm that no task has may hold
-    # VMAs that are freed already (exit), and an unstable mm's what a failed fork left there.
+    # Entries whose VMA is another mm's are AV001's.
     tables = facts.tables
     slots, vmas = tables.slots, tables.vmas
     one = np.uint64(1)
@@ -240,8 +238,7 @@ def _map_count(facts: Facts, foreign: BoolColumn) -> Violations:
 
 
 def _check_attached(facts: Facts) -> Verdict:
-    # A VMA in the tree of an mm at rest, in the place that it says is its own, is marked attached.
-    # munmap takes the mark away before the entry, under the mmap_lock.
+    # A VMA in the tree of its mm, in the place that it says is its own, is marked attached.
     tables = facts.tables
     slots, vmas = tables.slots, tables.vmas
     there = np.flatnonzero((vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False))
@@ -298,9 +295,10 @@ INVARIANTS = (
         why=(
             "A VMA is stored in the tree of the mm it was made for, and changes neither. Fork is "
             "the exception: since v6.8 it copies the parent's whole tree and then replaces entry "
-            "by entry, so a half-made child holds its parent's VMAs; if fork fails, some stay "
-            "behind, and the mm is marked MMF_UNSTABLE. So nothing is said of an mm that no task "
-            "has, that is write-locked or unstable. A pointer that leads the walk of the tasks "
+            "by entry, so a half-made child holds its parent's VMAs, at the same places, while one "
+            "task has locked both mms for write; if fork fails, some stay behind, and the mm is "
+            "marked MMF_UNSTABLE. So nothing is said of such entries, nor of an mm that no task "
+            "has and that is unstable or has no users. A pointer that leads the walk of the tasks "
             "astray, or a task's mm that cannot be one, is reported here as well."
         ),
         consequence=(
@@ -326,10 +324,10 @@ INVARIANTS = (
         ),
         why=(
             "Whatever changes vm_start or vm_end stores the VMA anew in the tree before it lets go "
-            "of the mmap_lock, and map_count goes up and down with the entries. Judged of mms that "
-            "a task has (the tree of an exiting one still names VMAs that are freed) and that are "
-            "not unstable; map_count also only where the mm is not write-locked and the walk saw "
-            "all of the tree. A word that leads that walk astray is reported here."
+            "of the mmap_lock, and map_count goes up and down with the entries. Not judged is an "
+            "mm that no task has and that is unstable or has no users (its tree still names VMAs "
+            "that are freed); map_count only where the walk saw all of the tree. A word that leads "
+            "that walk astray is reported here."
         ),
         consequence=(
             "find_vma() answers wrongly: faults hit the wrong mapping or none, a page's index in "
@@ -357,8 +355,7 @@ INVARIANTS = (
         why=(
             "Page faults that take the VMA's own lock instead of the mmap_lock ask this mark "
             "whether the VMA is still there. It is taken away before the VMA leaves the tree, and "
-            "given before or when it comes in, both under the mmap_lock for write: so nothing is "
-            "said of an mm that is locked for write."
+            "given before or when it comes in, both under the mmap_lock for write."
         ),
         consequence=(
             "A fault takes the VMA for one that was replaced since it was found, and looks for it "
