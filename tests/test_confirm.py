@@ -254,6 +254,38 @@ def test_one_of_two() -> None:
     assert family.end_code in transient(result)
 
 
+KSM = next(capture for capture in CAPTURES if capture.name == "pages-6.1")
+
+
+@pytest.mark.parametrize("turns", [False, True], ids=["ksmd sleeps", "ksmd works"])
+def test_a_list_of_ksm(turns: bool) -> None:
+    """No lock tells of ksmd: what it is at work on shows by what else changes there."""
+    tables = KSM.tables
+    records, items = tables.ksm.records, tables.rmap_items
+    assert records is not None
+    node = int(tables.stable_nodes.address[items.node[0]])
+    longer = int(tables.stable_nodes.rmap_hlist_len[items.node[0]]) + 1
+    wrong = field_words(KSM.target, records.stable_node, node, "rmap_hlist_len", longer)
+    page = int(items.page[0])
+    views = (
+        # mm/ksm.c: the low byte of an rmap_item's address counts ksmd's rounds.
+        {
+            **wrong,
+            **field_words(
+                KSM.target,
+                records.rmap_item,
+                int(items.address[0]),
+                "address",
+                page ^ (number & 0xFF if turns else 0),
+            ),
+        }
+        for number in itertools.count()
+    )
+    result = audit_running(running(KSM.target, views))
+    assert codes(result) == (set() if turns else {"AV705"})
+    assert transient(result) == ({"AV705"} if turns else set())
+
+
 def test_lock_words_of_the_tests_are_what_they_say() -> None:
     for capture in EACH_KERNEL:
         family = Family(capture)

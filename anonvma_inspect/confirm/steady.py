@@ -29,6 +29,8 @@ _ANON_VMA_WORDS = (
     *("root", "parent", "refcount", "num_children", "num_active_vmas", "degree"),
     *("rb_root", "rb_leftmost"),
 )
+_STABLE_NODE_WORDS = ("rmap_hlist_len", "list_end", "listed")
+_RMAP_ITEM_WORDS = ("anon_vma", "mm", "head", "page")
 
 
 class _Table(Protocol):
@@ -50,14 +52,17 @@ class Steady:
     def violations(self, group: Violations) -> BoolColumn:
         """Which violations are about nothing that changed or that somebody holds.
 
-        :param group: Of the later reading. Those that belong to no mm, VMA or anon_vma at all are
-            taken as steady: nothing can be said of them here.
+        :param group: Of the later reading. Those that belong to no mm, VMA or anon_vma, and are no
+            object of KSM's, are taken as steady: nothing can be said of them here.
         """
+        nodes, items = self._now.stable_nodes, self._now.rmap_items
         moving = np.zeros(len(group), dtype=bool)
         for rows, of in (
             (group.anon_vma, self._family_moves),
             (group.vma, self._vma_moves),
             (group.mm, self._mm_moves),
+            (find_rows(nodes.address, group.address), self._stable_node_moves),
+            (find_rows(items.address, group.address), self._stable_node_moves[items.node]),
         ):
             if rows is not None:
                 moving |= take(of, rows, False)
@@ -108,9 +113,22 @@ class Steady:
         moves |= marked(count, avcs.anon_vma_row[_changed(before.avcs, avcs, _AVC_WORDS)])
         for avc, vma in ((links.avc, links.vma), (nodes.avc, avcs.vma_row[nodes.avc])):
             moves |= marked(count, avcs.anon_vma_row[avc[take(self._vma_changed, vma, False)]])
+        moves |= marked(count, now.rmap_items.anon_vma_row[self._rmap_item_changed])
         for gone in self._gone():
             moves |= marked(count, find_rows(member.address, gone))
         return marked(count, self._root[moves])
+
+    # Stable nodes whose list or whose rmap_items are not what they were.
+    @cached_property
+    def _stable_node_moves(self) -> BoolColumn:
+        before, now = self._before, self._now
+        moves = _changed(before.stable_nodes, now.stable_nodes, _STABLE_NODE_WORDS)
+        moves[now.rmap_items.node[self._rmap_item_changed]] = True
+        return moves
+
+    @cached_property
+    def _rmap_item_changed(self) -> BoolColumn:
+        return _changed(self._before.rmap_items, self._now.rmap_items, _RMAP_ITEM_WORDS)
 
     # anon_vmas that objects belonged to which the later reading does not show.
     def _gone(self) -> Iterable[U64Column]:
@@ -121,6 +139,8 @@ class Steady:
         yield before.anon_vmas.root[lost]
         lost = find_rows(now.vmas.address, before.vmas.address) == NO_ROW
         yield before.avcs.anon_vma[before.links.avc[lost[before.links.vma]]]
+        lost = find_rows(now.rmap_items.address, before.rmap_items.address) == NO_ROW
+        yield before.rmap_items.anon_vma[lost]
 
     @cached_property
     def _family_moves(self) -> BoolColumn:
