@@ -213,6 +213,18 @@ def test_a_reader_of_the_mm(capture: Capture) -> None:
     assert family.end_code in codes(audited(family, views))
 
 
+@two_kernels
+def test_a_task_that_is_freed_while_it_is_looked_at(capture: Capture) -> None:
+    """No number guards the list of tasks: what two readings show may be chance."""
+    tables = capture.tables
+    task = int(tables.tasks.address[len(tables.tasks.address) // 2])
+    freed = field_words(capture.target, tables.era.task, task, "signal", 0xAA6)
+    result = audited(Family(capture), itertools.chain([freed] * 2, itertools.repeat({})))
+    assert not codes(result)
+    assert "AV001" in transient(result)
+    assert "AV001" in codes(audited(Family(capture), itertools.repeat(freed)))
+
+
 def test_an_mm_that_is_taken_down() -> None:
     """A task was met before it gave up its mm, and the mm after: both for as long as one looks."""
     family = Family(TWO_KERNELS[1])

@@ -144,10 +144,9 @@ def _groups(audit: Audit) -> list[tuple[Result, Violations]]:
 
 
 # What is about no object that anything guards, is asked for once more.
-def _needed(group: Violations, tables: Tables) -> int:
-    placed = any(rows is not None for rows in (group.mm, group.vma, group.anon_vma))
-    guarded = placed and "mm_lock_seq" in tables.era.mm
-    return _AGREEMENTS if guarded else _AGREEMENTS_UNGUARDED
+def _needed(group: Violations, tables: Tables) -> I64Column:
+    guarded = _placed(group) & ("mm_lock_seq" in tables.era.mm)
+    return np.where(guarded, _AGREEMENTS, _AGREEMENTS_UNGUARDED)
 
 
 # Which violations belong to something whose words two readings are compared by.
