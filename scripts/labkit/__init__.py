@@ -7,7 +7,7 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
                for other suites and architectures, symbols what a kernel does not tell of itself;
                build makes those of our own configuration
     machines   the architectures of guests; busybox and modules what goes into one
-    programs   the C programs (workloads, witness), compiled static
+    programs   the C programs (workloads, witness), compiled static; packages those of Debian's
     initramfs  a cpio archive written here, byte by byte; interpreter one with Python in it
     guest      one QEMU, from start to end; qmp is how it is spoken to
     shell      a guest that is told what to do

@@ -20,6 +20,7 @@ from .machines import MACHINES, Machine
 from .modules import find_modules
 from .programs import compile_program
 from .specs import Plan, word_options
+from .stress import stress_archive
 from .symbols import write_map
 from .system import for_capture, require
 from .word import parse_word
@@ -77,6 +78,8 @@ class Lab:
             if plan.shell:
                 archive = initramfs.build_shell(busybox, programs, modules)
                 archive += python_archive(self.cache) + package_archive(self.root)
+                if plan.stress:
+                    archive += stress_archive(self.cache)
             else:
                 archive = initramfs.build(busybox, programs, modules, command, files)
         words = (f"console={machine.console}", _APPEND, wanted.append, plan.append)

@@ -16,6 +16,7 @@ from .guest import Guest
 from .interpreter import COMMAND
 from .shell import Shell
 from .specs import Plan
+from .stress import STRESS
 
 __all__ = (
     "ROUND",
@@ -183,6 +184,8 @@ def live(
     def work(guest: Guest) -> None:
         shell = Shell(guest)
         start_storm(shell, seeded.arguments())
+        if plan.stress:
+            shell.run(f"renice -n 19 -p $$ >/dev/null; {STRESS} >/dev/console 2>&1 &")
         history.boots += 1
         begun, before = operations(shell)
         for one in audit_rounds(shell, min(a_boot, total - history.rounds)):

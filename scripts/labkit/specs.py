@@ -63,6 +63,8 @@ class Plan:
     #: Run lines that the guest is told (:class:`~.shell.Shell`), with Python and the package in it,
     #: instead of the workload.
     shell: bool = False
+    #: In a guest with a shell: have stress-ng as well.
+    stress: bool = False
 
     def arguments(self) -> list[str]:
         """The workload's command line, without its name."""
