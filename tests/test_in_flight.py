@@ -21,7 +21,7 @@ from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import LockState
 from anonvma_inspect.tables import ObjectState
 
-from .handmade import ERA, PAGE, RAM, AnonVma, Avc, Mm, Model, Task, Vma
+from .handmade import ERA, PAGE, RAM, AnonVma, Avc, Mm, Model, Task, Vma, without
 
 NO_TASK = RAM + 0x3F00000
 
@@ -47,6 +47,10 @@ class Scene:
     waited: AnonVma | None = None
 
 
+# What the states are made in: the last of these.
+_ERAS = [ERA]
+DEGREE = without("num_children", "num_active_vmas", degree=56)
+
 STATES: dict[str, Callable[[], Scene]] = {}
 
 
@@ -68,8 +72,8 @@ def anon_vma_of(vma: Vma) -> AnonVma:
 
 # A process with a mapping, and its child and grandchild, which have copies of it: of chains with
 # one, two and three anon_vmas.
-def family(era: Era = ERA) -> tuple[Model, list[Mm]]:
-    model = Model(era)
+def family(era: Era | None = None) -> tuple[Model, list[Mm]]:
+    model = Model(era or _ERAS[-1])
     mms = [model.mm("mother")]
     model.fault(model.map(mms[0], 0x100, 8))
     for name in ("child", "grandchild"):
@@ -267,7 +271,7 @@ def first_fault_before_the_avc() -> Scene:
     finish(model)
     root = AnonVma(model.elsewhere(96))
     root.root = root.parent = vma.anon_vma = root.address
-    root.refcount = root.num_children = 1
+    root.refcount = root.num_children = root.degree = 1
     model.anon_vmas.append(root)
     lock(model.tasks[0], root)
     mms[0].lock_readers = 1
@@ -288,7 +292,7 @@ def merge_before_the_list() -> Scene:
 @state
 def exit_that_has_left_the_pointer() -> Scene:
     # Before v5.12; told by the red-black tree of VMAs.
-    model, mms = family(replace(ERA, maple_node=None))
+    model, mms = family(replace(_ERAS[-1], maple_node=None))
     gone = mms[1]
     vma = model.map(gone, 0x300, 2)
     freed = model.fault(vma)
@@ -358,6 +362,17 @@ def test_it_is_explained(scene: Scene) -> None:
     assert [f.code for f in result.findings()] == []
     assert {state.finding.code for state in result.in_flight()} >= scene.codes
     assert set(result.in_flight_counts) == {scene.operation}
+
+
+@pytest.mark.parametrize("name", sorted(STATES))
+def test_where_one_counter_has_both(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{__name__}._ERAS", [DEGREE])
+    scene = STATES[name]()
+    result = run(scene.model)
+    assert [f.code for f in result.findings()] == []
+    assert set(result.in_flight_counts) == {scene.operation}
+    scene.counted.degree += 7
+    assert list(run(scene.model).findings())
 
 
 def test_not_without_its_lock(scene: Scene) -> None:

@@ -51,11 +51,11 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         def settle(draft: Draft, vma: int = vma, root: int = root) -> None:
             draft.unlink(vma)
             draft.forget_anon_vma(vma)
-            if draft.active_surplus(root) > 0:
-                draft.add_active(root, -1)
             if not draft.size(root):
                 draft.add_children(root, -1)
                 draft.put(root)
+            if draft.active_surplus(root) > 0:
+                draft.add_active(root, -1)
 
         yield Operation(
             "anon_vma_prepare",
