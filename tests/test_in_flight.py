@@ -401,6 +401,16 @@ def test_not_more_than_that(scene: Scene, word: str) -> None:
     assert list(run(scene.model).findings())
 
 
+def test_mms_that_were_not_walked() -> None:
+    # Of one process alone: of the others, only what is in its families' trees is known.
+    scene = fork_with_part_of_the_list()
+    for mm in scene.model.mms[1:]:
+        mm.walked = False
+    result = run(scene.model)
+    assert [f.code for f in result.findings()] == []
+    assert set(result.in_flight_counts) == {"fork"}
+
+
 def test_the_documentation_names_each() -> None:
     text = (Path(__file__).parent.parent / "docs" / "in-flight.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", text, re.M))))

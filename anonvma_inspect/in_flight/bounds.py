@@ -36,7 +36,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     tables = scene.tables
     vmas = tables.vmas
     mm_of = vmas.mm
-    odd = scene.closed & (scene.linked < vmas.chain_length) & (vmas.slot != NO_ROW)
+    odd = scene.closed & (scene.linked < vmas.chain_length) & scene.in_mm
     odd &= (vmas.active != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma) or not scene.works_on(int(vmas.active[vma]), int(mm_of[vma])):
@@ -71,6 +71,8 @@ def _is_one_run(linked: BoolColumn) -> bool:
 def _place(scene: Scene, draft: Draft, vma: int) -> None:
     vmas, slots = scene.tables.vmas, scene.tables.slots
     slot = int(vmas.slot[vma])
+    if slot == NO_ROW:
+        return
     first, last = int(vmas.vm_start[vma]), int(vmas.vm_end[vma]) - 1
     fits = (int(slots.first[slot]) == first, int(slots.last[slot]) == last)
     if all(fits) or not any(fits):

@@ -40,8 +40,12 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     vmas = tables.vmas
     new = scene.closed & (vmas.mm != NO_ROW) & take(scene.mm_writer, vmas.mm, False)
     new &= (vmas.anon_vma_pointer != 0) | (vmas.chain_length > 0)
-    outside = np.flatnonzero(new & (vmas.slot == NO_ROW))
-    for vma in outside.tolist():
+    # Of a child that was not walked, those that are not complete.
+    partial = (scene.linked < vmas.chain_length) | (vmas.anon_vma_pointer == 0)
+    partial |= ~scene.has_active
+    unborn = ~take(tables.mms.listed, vmas.mm, True)
+    outside = new & (~scene.in_mm | (unborn & (vmas.slot == NO_ROW) & partial))
+    for vma in np.flatnonzero(outside).tolist():
         if not scene.own_list(vma) or not _in_order(scene, vma):
             continue
         mm = int(vmas.mm[vma])
@@ -51,7 +55,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
             operation = _forked(scene, vma) or _copied(scene, vma)
         if operation is not None:
             yield operation
-    short = new & (vmas.slot != NO_ROW)
+    short = new & scene.in_mm & ~outside
     short &= (vmas.chain_length == 0) | (scene.linked < vmas.chain_length)
     for vma in np.flatnonzero(short & (vmas.anon_vma_pointer != 0)).tolist():
         if scene.own_list(vma) and _in_order(scene, vma):
@@ -70,15 +74,13 @@ def _in_order(scene: Scene, vma: int) -> bool:
 # has locked.
 def _parent_vma(scene: Scene, vma: int) -> int:
     tables = scene.tables
-    mms, vmas, slots = tables.mms, tables.vmas, tables.slots
+    mms, vmas = tables.mms, tables.vmas
     owner = mms.lock_owner[vmas.mm[vma]]
     parents = np.flatnonzero(mms.listed & scene.mm_writer & (mms.lock_owner == owner))
     if not owner or len(parents) != 1:
         return NO_ROW
     parent = parents[0]
-    begin, end = np.searchsorted(slots.mm, [parent, parent + 1])
-    found = begin + np.flatnonzero(slots.vma[begin:end] != NO_ROW)
-    rows = slots.vma[found]
+    rows = np.flatnonzero((vmas.mm == parent) & scene.in_mm)
     same = (vmas.vm_start[rows] == vmas.vm_start[vma]) & (vmas.vm_end[rows] == vmas.vm_end[vma])
     same &= vmas.key_first[rows] == vmas.key_first[vma]
     rows = rows[same]
@@ -195,7 +197,7 @@ def _source(scene: Scene, vma: int) -> int:
     active = int(vmas.active[vma])
     if active == NO_ROW:
         return NO_ROW
-    same = (vmas.active == active) & (vmas.mm == vmas.mm[vma]) & (vmas.slot != NO_ROW)
+    same = (vmas.active == active) & (vmas.mm == vmas.mm[vma]) & scene.in_mm
     same &= vmas.chain_length > 0
     same[vma] = False
     members = scene.members(vma)

@@ -29,7 +29,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     tree, then ``num_active_vmas`` goes up.
     """
     vmas = scene.tables.vmas
-    odd = scene.closed & (vmas.slot != NO_ROW) & (vmas.active != NO_ROW)
+    odd = scene.closed & scene.in_mm & (vmas.active != NO_ROW)
     odd &= (vmas.chain_length <= 1) & take(scene.mm_writer | scene.mm_reader, vmas.mm, False)
     facts = scene.facts
     active = np.flatnonzero(odd)

@@ -36,7 +36,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         return
     left = scene.closed & (vmas.chain_length == 0) & (vmas.anon_vma_pointer != 0)
     left &= (vmas.chain_next == vmas.chain_head) & (vmas.chain_prev == vmas.chain_head)
-    left &= (vmas.slot != NO_ROW) & take(scene.mm_exiting, vmas.mm, False)
+    left &= scene.in_mm & take(scene.mm_exiting, vmas.mm, False)
     for mm in np.unique(vmas.mm[left]).tolist():
         rows = np.flatnonzero(left & (vmas.mm == mm))
         active = vmas.active[rows]

@@ -11,7 +11,7 @@ from anonvma_inspect.in_flight.operation import Lock
 from anonvma_inspect.invariants.base import Result, Violations
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
-from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows
+from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("Scene",)
@@ -148,6 +148,13 @@ class Scene:
         return np.bincount(links.vma[there], minlength=len(self.tables.vmas.address))
 
     @cached_property
+    def has_active(self) -> BoolColumn:
+        """VMAs in whose chain their active anon_vma is."""
+        links, active = self.tables.links, self.tables.vmas.active
+        fits = (active[links.vma] != NO_ROW) & (self.facts.link_anon_vma == active[links.vma])
+        return marked(len(active), links.vma[fits])
+
+    @cached_property
     def closed(self) -> BoolColumn:
         """VMAs whose list was walked to its end."""
         closed: BoolColumn = self.tables.vmas.chain_end == ChainEnd.CLOSED
@@ -180,6 +187,13 @@ class Scene:
         return int(anon_vmas.degree[anon_vma] - known)
 
     # ---- mms
+
+    @cached_property
+    def in_mm(self) -> BoolColumn:
+        """VMAs that their mm's tree has; or that it may have, where it was not walked."""
+        vmas, mms = self.tables.vmas, self.tables.mms
+        in_mm: BoolColumn = (vmas.slot != NO_ROW) | ~take(mms.walked, vmas.mm, True)
+        return in_mm
 
     def slots_over(self, vma: int) -> RowColumn:
         """Rows of the entries of its mm's tree that lie where a VMA does."""
