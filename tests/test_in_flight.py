@@ -238,6 +238,43 @@ def unlink_under_the_lock() -> Scene:
 
 
 @state
+def unlink_of_which_the_active_one_is_off_the_list() -> Scene:
+    model, mms = family()
+    gone = mms[1]
+    vma = gone.vmas[0]
+    active = anon_vma_of(vma)
+    take_from_tree(vma.chain.pop(0))
+    finish(model)
+    task = next(task for task in model.tasks if task.mm is gone)
+    task.mm = mms[2]
+    gone.mm_users = 0
+    root = model.anon_vmas[0]
+    lock(task, root)
+    return Scene(model, "unlink", {"AV105"}, [root], active, exits=gone)
+
+
+@state
+def unlink_of_a_vma_that_nothing_leads_to() -> Scene:
+    model, mms = family()
+    finish(model)
+    root = model.anon_vmas[0]
+    root.num_active_vmas += 1
+    root.degree += 1
+    lock(model.tasks[0], mms[0], root)
+    return Scene(model, "unlink", set(), [root], root)
+
+
+@state
+def adjusting_bounds_without_an_anon_vma() -> Scene:
+    model, mms = family()
+    vma = model.map(mms[0], 0x200, 4)
+    finish(model)
+    vma.vm_start += PAGE
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "vma_adjust", {"AV002"}, [mms[0]], anon_vma_of(mms[0].vmas[0]))
+
+
+@state
 def munmap_of_a_vma_that_is_out_of_the_mm() -> Scene:
     model, mms = family()
     vma = mms[1].vmas[0]

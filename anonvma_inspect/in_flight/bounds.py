@@ -38,6 +38,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     mm_of = vmas.mm
     odd = scene.closed & (scene.linked < vmas.chain_length) & scene.in_mm
     odd &= (vmas.active != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
+    yield from _unfaulted(scene)
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma) or not scene.works_on(int(vmas.active[vma]), int(mm_of[vma])):
             continue
@@ -58,6 +59,32 @@ def recognise(scene: Scene) -> Iterator[Operation]:
             vmas=frozenset((vma,)),
             anon_vmas=frozenset(members.tolist()),
             mms=frozenset((int(mm_of[vma]),)),
+        )
+
+
+# VMAs that have no anon_vma have no lock but the mm's; one or two of an mm, at one end each.
+def _unfaulted(scene: Scene) -> Iterator[Operation]:
+    vmas, slots = scene.tables.vmas, scene.tables.slots
+    bare = np.flatnonzero((vmas.anon_vma == 0) & (vmas.chain_length == 0) & (vmas.slot != NO_ROW))
+    bare = bare[take(scene.mm_writer, vmas.mm[bare], False)]
+    slot = vmas.slot[bare]
+    off = (slots.first[slot] != vmas.vm_start[bare]).astype(int)
+    off += slots.last[slot] + np.uint64(1) != vmas.vm_end[bare]
+    moved = bare[off == 1]
+    number = np.bincount(vmas.mm[bare[off > 0]], minlength=len(scene.tables.mms.address))
+    for vma in moved[number[vmas.mm[moved]] <= 2].tolist():
+
+        def settle(draft: Draft, vma: int = vma) -> None:
+            _place(scene, draft, vma)
+
+        mm = int(vmas.mm[vma])
+        yield Operation(
+            "vma_adjust",
+            scene.mm_lock(mm),
+            kinds.RANGES,
+            settle,
+            vmas=frozenset((vma,)),
+            mms=frozenset((mm,)),
         )
 
 

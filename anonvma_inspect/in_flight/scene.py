@@ -67,6 +67,23 @@ class Scene:
         root = NO_ROW if anon_vma == NO_ROW else int(self.facts.root_row[anon_vma])
         return root != NO_ROW and bool(self.facts.root_writer[root])
 
+    @cached_property
+    def family_held(self) -> BoolColumn:
+        """anon_vmas whose family's lock a task holds for write."""
+        held: BoolColumn = take(self.facts.root_writer, self.facts.root_row, False)
+        return held
+
+    def writer_unmaps(self, anon_vma: int) -> bool:
+        """Whether the task that holds the lock of an anon_vma's family may be in munmap: its mm is
+        locked, by itself for write or by somebody for read.
+        """
+        tables = self.tables
+        mms, tasks = tables.mms, tables.tasks
+        owner = tables.anon_vmas.lock_owner[int(self.facts.root_row[anon_vma])]
+        own = tasks.mm[tasks.address == owner]
+        written = self.mm_writer[own] & (mms.lock_owner[own] == owner)
+        return bool((written | self.mm_reader[own]).any())
+
     def works_on(self, anon_vma: int, mm: int) -> bool:
         """Whether the task that holds the lock of an anon_vma's family works on an mm: has it
         locked for write, or is one of its own where somebody has locked it for read; or nobody can

@@ -19,6 +19,7 @@ __all__ = ("recognise",)
 _KINDS = (
     *kinds.ACTIVE_NULL,
     *kinds.ACTIVE_AWAY,
+    *kinds.EMPTY_LIST,
     *kinds.SHORT_LIST,
     *kinds.OUT_OF_TREE,
     *kinds.NOT_IN_MM,
@@ -38,9 +39,13 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     (before v5.12 it stays), the lock is left, and the second loop puts the anon_vmas that are left
     on the list, from its head, each before its AVC leaves the list.
     """
+    yield from _unseen(scene)
     tables, facts = scene.tables, scene.facts
     vmas = tables.vmas
-    odd = scene.closed & (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
+    odd = (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
+    # The active one's AVC leaves the list at once if others are in its tree.
+    odd |= (vmas.active != NO_ROW) & ~scene.has_active & take(scene.family_held, vmas.active, False)
+    odd &= scene.closed
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma):
             continue
@@ -49,13 +54,35 @@ def recognise(scene: Scene) -> Iterator[Operation]:
             continue
         avcs, members = scene.chain(vma), scene.members(vma)
         linked = scene.in_tree(avcs)
-        if not linked.any() and _is_done(scene, vma):
+        if not linked.any() and len(avcs) and _is_done(scene, vma):
             if _can_be_put(scene, members):
                 yield _second_loop(scene, vma, members, lock)
-        elif vmas.anon_vma_pointer[vma] and scene.works_on(int(members[-1]), int(vmas.mm[vma])):
+        elif vmas.active[vma] != NO_ROW and scene.works_on(
+            int(vmas.active[vma]), int(vmas.mm[vma])
+        ):
             emptied = facts.tree_pointer[members] == 0
             if _is_first_loop(linked, emptied):
                 yield _first_loop(scene, vma, members, linked)
+
+
+# The last AVC of a VMA that munmap has taken out of its mm is off the list, so that nothing leads
+# to the VMA any more, but num_active_vmas has yet to go down.
+def _unseen(scene: Scene) -> Iterator[Operation]:
+    facts = scene.facts
+    seen: set[int] = set()
+    for group in scene.violations("AV402" if scene.tables.era.has_separate_counts else "AV401"):
+        rows = np.empty(0, dtype=np.int64) if group.anon_vma is None else group.anon_vma
+        for row in rows[take(scene.family_held, rows, False)].tolist():
+            root = int(facts.root_row[row])
+            if root in seen or scene.active_surplus(row) != 1 or not scene.writer_unmaps(row):
+                continue
+            seen.add(root)
+
+            def settle(draft: Draft, row: int = row) -> None:
+                draft.add_active(row, -1)
+
+            lock = scene.root_lock(row)
+            yield Operation("unlink", lock, kinds.COUNTS, settle, anon_vmas=frozenset((row,)))
 
 
 # Who may unlink a VMA: munmap(), with the VMA out of its mm's tree and the lock perhaps only for
@@ -138,13 +165,13 @@ def _first_loop(scene: Scene, vma: int, members: RowColumn, linked: BoolColumn) 
                 draft.add_children(parent, -1)
         draft.unlink(vma)
         draft.forget_anon_vma(vma)
-        if active != NO_ROW and draft.active_surplus(active) > 0:
+        if draft.active_surplus(active) > 0:
             draft.add_active(active, -1)
         for anon_vma in members.tolist():
             if not draft.size(anon_vma):
                 draft.put(anon_vma)
 
-    lock = scene.root_lock(int(members[-1]))
+    lock = scene.root_lock(active)
     return _operation(scene, vma, members, lock, settle)
 
 
