@@ -17,15 +17,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from labkit.aim import Change
 from labkit.apt import Package, newest
 from labkit.build import CONFIGS, missing_options
-from labkit.errors import GuestError, LabError
+from labkit.capture import Lab, Prepared
+from labkit.errors import BootError, GuestError, LabError
 from labkit.faults import Operation, Step, complaints, failed_in
 from labkit.figures import figures
 from labkit.gdbstub import packet
 from labkit.initramfs import Archive
 from labkit.interpreter import compiled, dependencies, libraries
 from labkit.kdump import dump_names
-from labkit.kernels import KERNELS, config_facts, kernel
+from labkit.kernels import KERNELS, KernelImage, config_facts, kernel
 from labkit.live import History, read_round
+from labkit.machines import MACHINES
 from labkit.makedumpfile import Filter, compression_of
 from labkit.manifest import describe_word, encode
 from labkit.modules import find_modules, read_module
@@ -535,3 +537,50 @@ def test_who_finds_a_change() -> None:
     assert (made.round, made.codes, made.others) == (2, ("AV1",), ("AV1",))
     assert about(change, rounds[:1], "-k").round is None
     assert "NOT FOUND" in str(about(change, [], "-k"))
+
+
+@pytest.mark.parametrize(
+    ("deaths", "boots"),
+    [
+        ([BootError], 2),
+        ([BootError, BootError], 3),
+        # A kernel that never boots does not.
+        ([BootError] * 3, 3),
+        # One that dies later died of what it did.
+        ([GuestError], 1),
+        ([BootError, GuestError], 2),
+    ],
+)
+def test_a_kernel_that_did_not_boot_is_booted_again(
+    deaths: list[type[GuestError]], boots: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upcoming = iter(deaths)
+    begun: list[int] = []
+
+    class Dying:
+        def __enter__(self) -> Dying:
+            begun.append(1)
+            return self
+
+        def __exit__(self, *rest: object) -> None:
+            pass
+
+        def wait(self, timeout: float, until: str) -> None:
+            for death in upcoming:
+                raise death("It died.")
+
+    said: list[str] = []
+    lab = Lab(tmp_path, said.append)
+    monkeypatch.setattr(lab, "boot", lambda prepared, disk: Dying())
+    image = KernelImage(Package("linux", "1", "amd64"), "6.12", tmp_path)
+    prepared = Prepared(plan("x", "6.12", "forktree"), MACHINES["amd64"], image, b"", "")
+    worked: list[object] = []
+    if len(deaths) >= 3 or deaths[-1] is GuestError:
+        with pytest.raises(deaths[-1]):
+            lab.run(prepared, worked.append)
+        assert not worked
+    else:
+        lab.run(prepared, worked.append)
+        assert len(worked) == 1
+    assert len(begun) == boots
+    assert sum("Booting it again" in line for line in said) == boots - 1

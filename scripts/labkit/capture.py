@@ -11,7 +11,7 @@ from typing import Any
 
 from . import initramfs, manifest
 from .busybox import find_busybox
-from .errors import GuestError
+from .errors import BootError, GuestError
 from .figures import figures
 from .guest import Guest, qemu_version
 from .interpreter import package_archive, python_archive
@@ -108,10 +108,15 @@ class Lab:
         work: Callable[[Guest], None],
         disk: Path | None = None,
         until: str = "LAB-DONE",
+        boots: int = 3,
     ) -> None:
         """Boot, wait until the guest is ready, and do the work; KVM that dies gives way to TCG.
 
+        A kernel that dies before it runs anything is booted again, a few times: on a machine with
+        much else to do, QEMU emulates badly what several processors do when they patch code.
+
         :param until: What the console says when the guest is ready, see :meth:`Guest.wait`.
+        :param boots: How often at most.
         """
         begun = time.monotonic()
         try:
@@ -120,12 +125,16 @@ class Lab:
                 self.say(f"{prepared.plan.name}: ready after {time.monotonic() - begun:.1f} s")
                 work(guest)
         except GuestError as error:
-            if self.accelerator == "tcg":
-                raise
             first = str(error).splitlines()[0]
-            self.say(f"{prepared.plan.name}: not under {self.accelerator}: {first} Trying TCG.")
-            self.accelerator = "tcg"
-            self.run(prepared, work, disk, until)
+            if self.accelerator != "tcg":
+                self.say(f"{prepared.plan.name}: not under {self.accelerator}: {first} Trying TCG.")
+                self.accelerator = "tcg"
+            elif isinstance(error, BootError) and boots > 1:
+                self.say(f"{prepared.plan.name}: not booted: {first} Booting it again.")
+                boots -= 1
+            else:
+                raise
+            self.run(prepared, work, disk, until, boots)
 
     def describe(self, prepared: Prepared, command: str, word: bytes) -> dict[str, Any]:
         """The manifest of a guest."""

@@ -1,6 +1,6 @@
 """Errors that end a lab command: a sentence for the person at the terminal, and exit code 3."""
 
-__all__ = ("GuestError", "LabError")
+__all__ = ("BootError", "GuestError", "LabError")
 
 
 class LabError(Exception):
@@ -11,3 +11,7 @@ class LabError(Exception):
 
 class GuestError(LabError):
     """The guest died, or did not do in time what was expected of it."""
+
+
+class BootError(GuestError):
+    """The guest's kernel died before it ran anything."""

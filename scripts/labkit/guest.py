@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from .errors import GuestError
+from .errors import BootError, GuestError
 from .machines import Machine
 from .qmp import Qmp
 
@@ -154,7 +154,12 @@ class Guest:
         word = self._word.read_bytes()[-400:].decode(errors="replace").splitlines()
         lines.append("The guest's word " + ("ends:" if word else "is empty."))
         lines += [f"    {line}" for line in word]
-        return GuestError("\n".join(lines))
+        kind = GuestError if self._booted() else BootError
+        return kind("\n".join(lines))
+
+    # kernel_init() in init/main.c, v5.10 to v7.3, says what it runs.
+    def _booted(self) -> bool:
+        return b" as init process" in self.console.read_bytes()
 
     def _ask(self, command: str, timeout: float = 10, **arguments: object) -> object:
         assert self._qmp is not None, "used outside of its 'with' block"
