@@ -17,6 +17,7 @@ _NEVER = 2**31 - 1
 _MMAP_THRESHOLD = 32 << 20
 # What glibc adds when the heap grows, and what it is to add once.
 _TOP_PAD, _HEAP = 128 << 10, 1 << 30
+_PART = 8
 _HUGE_PAGE = 2 << 20
 
 
@@ -61,12 +62,14 @@ def _keep_freed_memory(libc: ctypes.CDLL) -> None:
 
 
 # To get the memory of a large audit in small pages takes a tenth of its time. So the heap gets room
-# enough, and the kernel is told; where there is no such room, the heap grows as it would.
+# enough, and the kernel is told; where there is no such room, the heap grows as it would. A small
+# machine is asked for no more than a part: its kernel's log has a line about each refusal.
 def _take_huge_pages(libc: ctypes.CDLL) -> None:
     libc.sbrk.restype = libc.malloc.restype = ctypes.c_void_p
     nothing = ctypes.c_ssize_t(0)
     start = -(-libc.sbrk(nothing) // _HUGE_PAGE) * _HUGE_PAGE
-    libc.mallopt(_M_TOP_PAD, _HEAP)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    libc.mallopt(_M_TOP_PAD, min(_HEAP, memory // _PART))
     libc.free(ctypes.c_void_p(libc.malloc(ctypes.c_size_t(_MMAP_THRESHOLD // 2))))
     libc.mallopt(_M_TOP_PAD, _TOP_PAD)
     size = libc.sbrk(nothing) - start
