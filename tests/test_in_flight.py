@@ -448,6 +448,16 @@ def test_mms_that_were_not_walked() -> None:
     assert set(result.in_flight_counts) == {"fork"}
 
 
+def test_two_states_of_one_anon_vma() -> None:
+    scene = unlink_of_a_vma_that_nothing_leads_to()
+    root = scene.model.anon_vmas[0]
+    top = next(avc for avc in root.tree if avc.rb == root.rb_root)
+    top.rb_parent_color &= ~1
+    result = run(scene.model)
+    assert [f.code for f in result.findings()] == []
+    assert set(result.in_flight_counts) == {"unlink", "rebalance"}
+
+
 def test_the_documentation_names_each() -> None:
     text = (Path(__file__).parent.parent / "docs" / "in-flight.md").read_text()
     named = set(re.findall(r"`([a-z_]+)`", "".join(re.findall(r"^\| (`[^|]*) \|", text, re.M))))

@@ -122,7 +122,8 @@ def audit(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> Audit:
 # What each rule says once the operations are settled, by code: which objects it finds, by message.
 _Seen = dict[tuple[str, str], U64Column]
 # What each state may be taken for, by the objects that are in it.
-_Choices = dict[tuple[frozenset[int], ...], list[Operation]]
+_State = tuple[frozenset[int], str]
+_Choices = dict[_State, list[Operation]]
 
 
 def _seen(results: Sequence[Result]) -> _Seen:
@@ -143,9 +144,10 @@ def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operatio
     choices: _Choices = {}
     for recognise in _RECOGNISERS:
         for operation in recognise(scene):
-            key: tuple[frozenset[int], ...] = (operation.vmas, operation.anon_vmas, operation.mms)
-            if operation.vmas:
-                key = (operation.vmas, frozenset(), frozenset())
+            key: _State = (operation.vmas, "")
+            if not operation.vmas:
+                # Of one anon_vma or mm, several things can be half done.
+                key = (operation.anon_vmas | operation.mms, operation.name)
             choices.setdefault(key, []).append(operation)
     known = _seen(before.results)
     for _ in range(_ROUNDS):
