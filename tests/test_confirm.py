@@ -298,6 +298,18 @@ def test_a_list_of_ksm(turns: bool) -> None:
     assert transient(result) == ({"AV705"} if turns else set())
 
 
+def test_a_list_of_ksm_of_which_nothing_was_met() -> None:
+    """Seen of 6.12 in mid-storm: the same node, in use again, with another list each time."""
+    tables = KSM.tables
+    records = tables.ksm.records
+    assert records is not None
+    node = int(tables.stable_nodes.address[0])
+    lost = field_words(KSM.target, records.stable_node, node, "hlist_first", node)
+    result = audit_running(running(KSM.target, itertools.repeat(lost)))
+    assert "AV705" not in codes(result)
+    assert "AV705" in transient(result)
+
+
 def test_lock_words_of_the_tests_are_what_they_say() -> None:
     for capture in EACH_KERNEL:
         family = Family(capture)
