@@ -52,25 +52,21 @@ def collect(
     threads = read_threads(reader, era, target)
     ksm = read_ksm(reader, target)
     seeds = _seeds(reader, era.anon_vma, anon_vmas)
-    collector = _Collector(reader, era, threads, ksm, _mms_of(threads, pids), bool(pids))
+    collector = _Collector(reader, era, threads, ksm, _mms_of(threads, pids) if pids else None)
     return collector.run(tuple(pids), anon_vmas=seeds)
 
 
 def collect_from(
     target: Target,
     *,
-    mms: Sequence[int] = (),
     vmas: Sequence[int] = (),
     anon_vmas: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> Tables:
-    """Read the families that some mms, VMAs and anon_vmas belong to, as ``collect`` does with pids.
+    """Read the families that some VMAs and anon_vmas belong to, as ``collect`` does with pids.
 
-    No other mm is walked: of its VMAs, those are read that are named here or met in the families'
-    trees.
+    No mm is walked: of the VMAs, those are read that are named here or met in the families' trees.
 
-    :param mms: Addresses of ``mm_struct`` objects; what no task has, and no VMA names, is passed
-        over.
     :param vmas: Addresses of ``vm_area_struct`` objects. Nobody vouches for them: what is not there
         is a hole of the tables, and what is no VMA shows as one that contradicts itself.
     :param anon_vmas: Addresses of ``anon_vma`` objects, likewise.
@@ -85,8 +81,7 @@ def collect_from(
         for record, addresses in ((era.vma, vmas), (era.anon_vma, anon_vmas))
     ]
     threads, ksm = read_threads(reader, era, target), read_ksm(reader, target)
-    walked = np.array(sorted(set(mms)), dtype=np.uint64)
-    collector = _Collector(reader, era, threads, ksm, walked, True)
+    collector = _Collector(reader, era, threads, ksm, _NO_ADDRESSES)
     return collector.run((), *seeds)
 
 
@@ -112,19 +107,17 @@ def _mms_of(threads: Threads, pids: Sequence[int]) -> U64Column:
 
 
 class _Collector:
-    # limited: only these mms are walked, and only their families are read.
+    # named: only these mms are walked, and only their families are read; None: all.
     def __init__(
         self,
         reader: Reader,
         era: Era,
         threads: Threads,
         ksm: KsmWalk,
-        mms: U64Column,
-        limited: bool,
+        named: U64Column | None,
     ) -> None:
-        self._reader, self._era, self._threads, self._named = reader, era, threads, mms
+        self._reader, self._era, self._threads, self._named = reader, era, threads, named
         self._ksm = ksm
-        self._limited = limited
         self._met = Met.nothing(reader, era)
         # Where AVCs lead that were met since the last round, but for the VMA whose list each is on.
         self._vma_pointers: list[U64Column] = []
@@ -160,8 +153,14 @@ class _Collector:
         addresses = np.unique(self._threads.mm)
         self._add_vmas_of(self._met.mms.add(addresses, self._to_walk(addresses)), listed=True)
 
+    @property
+    def _limited(self) -> bool:
+        return self._named is not None
+
     def _to_walk(self, mms: U64Column) -> BoolColumn:
-        return np.isin(mms, self._named) if self._limited else np.ones(len(mms), dtype=bool)
+        if self._named is None:
+            return np.ones(len(mms), dtype=bool)
+        return np.isin(mms, self._named)
 
     # VMAs that trees of mms hold. In the tree of an unlisted mm, an entry may be the parent's VMA
     # (fork) or a freed one (exit): only those that say that they belong to it are taken.
