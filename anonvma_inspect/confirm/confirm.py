@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
 from anonvma_inspect.confirm.steady import Steady
 from anonvma_inspect.in_flight import Audit
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
-from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
@@ -24,7 +24,6 @@ _AGREEMENTS = 1
 _AGREEMENTS_UNGUARDED = 2
 
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
-_NO_COUNTS: I64Column = np.empty(0, dtype=np.int64)
 
 
 def confirm(
@@ -59,21 +58,30 @@ def confirm(
 _Kind = tuple[str, str]
 
 
+@dataclass(frozen=True)
+class _Undecided:
+    """What the last reading showed of one kind and is not decided, by address.
+
+    :ivar agreed: How many times in a row readings agreed about each.
+    """
+
+    result: Result
+    group: Violations
+    agreed: I64Column
+
+
 class _Suspicions:
     def __init__(self, first: Audit) -> None:
         self._first = first
-        # By kind: the objects (sorted) that the last reading showed and that are not decided, and
-        # how many times in a row readings agreed about each.
-        self._open: dict[_Kind, tuple[U64Column, I64Column]] = {}
+        self._open: dict[_Kind, _Undecided] = {}
         self._confirmed: dict[_Kind, U64Column] = {}
         self._groups: dict[str, list[tuple[Result, Violations]]] = {}
-        self._last_seen: dict[_Kind, tuple[Result, Violations]] = {}
         self._transient: list[tuple[Result, Violations]] = []
         for result, group in _groups(first):
-            kind = (result.invariant.code, group.message)
             order = np.argsort(group.address, kind="stable")
-            self._open[kind] = (group.address[order], np.zeros(len(order), dtype=np.int64))
-            self._last_seen[kind] = (result, group.only(order))
+            agreed = np.zeros(len(order), dtype=np.int64)
+            kind = (result.invariant.code, group.message)
+            self._open[kind] = _Undecided(result, group.only(order), agreed)
 
     @property
     def undecided(self) -> bool:
@@ -84,17 +92,17 @@ class _Suspicions:
         """Take another reading into account, and tell whether it confirmed anything."""
         found = False
         steady = Steady(before, now.tables)
-        seen: dict[_Kind, tuple[Result, Violations]] = {}
-        opened: dict[_Kind, tuple[U64Column, I64Column]] = {}
+        left_open: dict[_Kind, _Undecided] = {}
         for result, group in _groups(now):
             kind = (result.invariant.code, group.message)
             address = group.address
-            known, agreed = self._open.get(kind, (_NO_ADDRESSES, _NO_COUNTS))
-            there = find_rows(known, address)
-            agrees = (there != NO_ROW) & steady.violations(group)
-            for row in np.flatnonzero(agrees & ~_placed(group)).tolist():
-                agrees[row] = _reads_alike(self._last_seen[kind][1], int(there[row]), group, row)
-            count = np.where(agrees, take(agreed, there, 0) + 1, 0)
+            count = np.zeros(len(group), dtype=np.int64)
+            if (last := self._open.get(kind)) is not None:
+                there = find_rows(last.group.address, address)
+                agrees = (there != NO_ROW) & steady.violations(group)
+                for row in np.flatnonzero(agrees & ~_placed(group)).tolist():
+                    agrees[row] = _reads_alike(last.group, int(there[row]), group, row)
+                count[agrees] = last.agreed[there[agrees]] + 1
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
             sure = ~done & (count >= _needed(group, now.tables))
             if sure.any():
@@ -106,20 +114,20 @@ class _Suspicions:
             left = np.flatnonzero(~done & ~sure)
             left = left[np.argsort(address[left], kind="stable")]
             if len(left):
-                opened[kind] = (address[left], count[left])
-                seen[kind] = (result, group.only(left))
-        self._let_go(seen)
-        self._open, self._last_seen = opened, seen
+                left_open[kind] = _Undecided(result, group.only(left), count[left])
+        self._let_go(left_open)
+        self._open = left_open
         return found
 
     # What the newest reading does not show any more was transient.
-    def _let_go(self, seen: dict[_Kind, tuple[Result, Violations]]) -> None:
-        for kind, (result, group) in self._last_seen.items():
-            still = seen[kind][1].address if kind in seen else _NO_ADDRESSES
-            gone = find_rows(np.sort(still), group.address) == NO_ROW
-            gone &= find_rows(self._confirmed.get(kind, _NO_ADDRESSES), group.address) == NO_ROW
+    def _let_go(self, still_open: dict[_Kind, _Undecided]) -> None:
+        for kind, last in self._open.items():
+            address = last.group.address
+            gone = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) == NO_ROW
+            if kind in still_open:
+                gone &= find_rows(still_open[kind].group.address, address) == NO_ROW
             if gone.any():
-                self._transient.append((result, group.only(np.flatnonzero(gone))))
+                self._transient.append((last.result, last.group.only(np.flatnonzero(gone))))
 
     def outcome(self) -> Audit:
         """What is confirmed, and what is not."""

@@ -42,8 +42,7 @@ class Steady:
     """Compares two readings, object by object.
 
     :param before: The earlier one.
-    :param now: The later one; what is asked for are its rows. It may be of fewer families, but of
-        these everything.
+    :param now: The later one, of the same processes; what is asked for are its rows.
     """
 
     def __init__(self, before: Tables, now: Tables) -> None:
