@@ -12,6 +12,7 @@ from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.memory import OverlayMemory
 
 from .captures import CAPTURES
+from .running import words_of
 
 CAPTURE = next(capture for capture in CAPTURES if capture.name == "mixed-6.12")
 # Neither is in RAM; the second is next to the end of the address space, where sums wrap.
@@ -56,3 +57,19 @@ def test_a_task_list_that_loops() -> None:
     broken = with_word(here, "tasks_next", int(tasks.address[back]) + offset)
     assert broken.broken.problem.tolist() == ["the task list loops"]
     assert set(broken.tasks.pid.tolist()) == set(tasks.pid.tolist())
+
+
+def test_a_thread_of_another_process() -> None:
+    """As a freed task_struct may lead anywhere, so may a damaged one."""
+    tasks, era = CAPTURE.tables.tasks, CAPTURE.tables.era
+    here = len(tasks.pid) - 1
+    # Of leaders, the capture has the word that tells.
+    leaders = tasks.pid == tasks.tgid
+    stranger = int(np.flatnonzero(leaders & (tasks.tgid != tasks.tgid[here]))[0])
+    node = int(tasks.address[stranger]) + era.task.offset("thread_node_next")
+    broken = with_word(here, "thread_node_next", node).broken
+    assert broken.problem.tolist() == ["a thread is no thread of it"]
+    assert broken.value.tolist() == [node]
+    signal = words_of(CAPTURE.target, int(tasks.address[here]) + era.task.offset("signal"))
+    head = signal + era.signal.offset("thread_head_next")
+    assert broken.address.tolist() == [head]

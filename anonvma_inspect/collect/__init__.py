@@ -9,9 +9,11 @@ from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
 from anonvma_inspect.collect.stacks import functions_on_stacks
+from anonvma_inspect.collect.tasks import broken_threads
 
 __all__ = (
     "Saved",
+    "broken_threads",
     "check_output",
     "collect",
     "collect_audit",

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.tables import NO_ROW, Holders, find_rows
-from anonvma_inspect.target.memory import U64Column
+from anonvma_inspect.kernel.era import Era, resolve_era
+from anonvma_inspect.tables import NO_ROW, Broken, Holders, find_rows
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("Threads", "read_holders", "read_threads", "until_nul")
+__all__ = ("Threads", "broken_threads", "read_holders", "read_threads", "until_nul")
 
 # include/linux/sched.h: a kernel thread. One can borrow a process's mm for a while.
 _PF_KTHREAD = 0x00200000
@@ -73,6 +73,16 @@ def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
         known=tasks,
         pid_known=pid.astype(np.int64),
     )
+
+
+def broken_threads(target: Target) -> Broken:
+    """What a walk of the tasks, and of nothing else, comes upon that cannot be right.
+
+    :raises TargetError: See :func:`read_threads`; if the kernel is of no era that is understood.
+    """
+    reader = Reader(target)
+    read_threads(reader, resolve_era(target.layouts, target.page_size, target.release), target)
+    return reader.broken_words(np.empty(0, dtype=np.int64))
 
 
 def read_holders(reader: Reader, era: Era, threads: Threads, owners: U64Column) -> Holders:
@@ -159,28 +169,55 @@ def _threads(reader: Reader, era: Era, leaders: U64Column) -> U64Column:
     met: list[U64Column] = []
     total = 0
     head, node = head[present], node[present]
-    mark = node.copy()
+    mark, origin = node.copy(), head
     step = 0
     while len(node) and total <= _PID_MAX_LIMIT:
-        on = (node != head) & ~reader.space.wild(node)
-        for index in np.flatnonzero((node != head) & ~on):
-            reader.broken(
-                NO_ROW, int(head[index]), "signal_struct", int(node[index]), "a thread is wild"
-            )
-        head, node, mark = head[on], node[on], mark[on]
+        more = node != head
+        head, node, mark, origin = head[more], node[more], mark[more], origin[more]
+        wild = reader.space.wild(node)
+        strange = ~wild & _strangers(reader, era, node - offset, head, origin)
+        for which, problem in (
+            (wild, "a thread is wild"),
+            (strange, "a thread is no thread of it"),
+        ):
+            for index in np.flatnonzero(which):
+                reader.broken(NO_ROW, int(head[index]), "signal_struct", int(node[index]), problem)
+        on = ~wild & ~strange
+        head, node, mark, origin = head[on], node[on], mark[on], node[on]
         tasks = node - offset
         met.append(tasks)
         total += len(tasks)
         node, present = reader.words(era.task, tasks, "thread_node_next")
-        head, node, mark = head[present], node[present], mark[present]
+        head, node, mark, origin = head[present], node[present], mark[present], origin[present]
         # Brent's: a list that comes back to the mark without passing its head loops.
         loops = node == mark
         for index in np.flatnonzero(loops & (node != head)):
             reader.broken(
                 NO_ROW, int(head[index]), "signal_struct", int(node[index]), "its threads loop"
             )
-        head, node, mark = head[~loops], node[~loops], mark[~loops]
+        head, node, mark, origin = head[~loops], node[~loops], mark[~loops], origin[~loops]
         step += 1
         if step & (step - 1) == 0:
             mark = node.copy()
     return np.concatenate(met) if met else np.empty(0, dtype=np.uint64)
+
+
+# Entries of the groups' lists that say of themselves that they are another group's, and do not
+# lead back to where the walk comes from either.
+def _strangers(
+    reader: Reader, era: Era, tasks: U64Column, head: U64Column, origin: U64Column
+) -> BoolColumn:
+    named, present = _word(reader, era, tasks, "signal")
+    signal = head - np.uint64(era.signal.offset("thread_head_next"))
+    strange: BoolColumn = present & (named != signal)
+    rows = np.flatnonzero(strange)
+    before, present = _word(reader, era, tasks[rows], "thread_node_prev")
+    strange[rows] = ~present | (before != origin[rows])
+    return strange
+
+
+# One that an older snapshot may lack: no hole.
+def _word(reader: Reader, era: Era, tasks: U64Column, name: str) -> tuple[U64Column, BoolColumn]:
+    field = era.task.fields[name]
+    rows, present = reader.memory.gather(tasks + np.uint64(field.offset), field.size)
+    return era.task.column(rows, name, field.offset), present

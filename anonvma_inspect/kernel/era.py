@@ -139,6 +139,7 @@ _TASK = (
     "tasks_next=tasks.next",
     "tasks_prev=tasks.prev",
     "thread_node_next=thread_node.next",
+    "thread_node_prev=thread_node.prev",
     "signal",
     "mm",
     "pid",
