@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
+from anonvma_inspect import in_flight
 from anonvma_inspect.confirm.steady import Steady
-from anonvma_inspect.in_flight import Audit
+from anonvma_inspect.invariants import catalogue
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
-from anonvma_inspect.tables import NO_ROW, I64Column, Tables, find_rows
+from anonvma_inspect.tables import NO_ROW, Broken, I64Column, Tables, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
 __all__ = ("MAX_READINGS", "confirm")
@@ -22,28 +24,35 @@ MAX_READINGS = 8
 # and where nothing does.
 _AGREEMENTS = 1
 _AGREEMENTS_UNGUARDED = 2
+# How often the tasks alone are walked again.
+_WALKS = 3
+_OF_TASKS = ("signal_struct", "task_struct")
 
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 
 
 def confirm(
-    first: Audit,
-    read_again: Callable[[], Audit | None],
+    first: catalogue.Audit,
+    read_again: Callable[[], catalogue.Audit | None],
+    broken_threads: Callable[[], Broken],
     on_finding: Callable[[], None] = lambda: None,
-) -> Audit:
+) -> in_flight.Audit:
     """Tell findings from suspicions.
 
-    :param first: An audit of a target that runs.
+    :param first: An audit of a target that runs, in-flight states among its findings.
     :param read_again: Makes another one, of a fresh view of the target, by the same invariants;
         ``None``: of what it is about, nothing is left. A pause before it is its own affair.
+    :param broken_threads: Walks the tasks, and nothing else, of a fresh view; see
+        :func:`anonvma_inspect.collect.broken_threads`.
     :param on_finding: Called when a reading confirmed something, before there is another one.
     :return: The first audit with the findings that were confirmed, each as the reading shows it
-        that confirmed it; the other ones are in :attr:`Audit.transient`.
+        that confirmed it; the other ones are in :attr:`Audit.transient`, or in
+        :attr:`Audit.explained` if the last reading still shows them and an operation under way.
     """
-    suspicions = _Suspicions(first)
+    suspicions = _Suspicions(first, broken_threads)
     before = first
-    for _ in range(MAX_READINGS - 1):
-        if not suspicions.undecided:
+    for number in range(MAX_READINGS - 1):
+        if not suspicions.undecided(number >= _AGREEMENTS_UNGUARDED):
             break
         now = read_again()
         if now is None:
@@ -51,7 +60,7 @@ def confirm(
         if suspicions.compare(before.tables, now):
             on_finding()
         before = now
-    return suspicions.outcome()
+    return suspicions.outcome(before)
 
 
 # How an invariant is violated, and by what.
@@ -71,8 +80,9 @@ class _Undecided:
 
 
 class _Suspicions:
-    def __init__(self, first: Audit) -> None:
+    def __init__(self, first: catalogue.Audit, broken_threads: Callable[[], Broken]) -> None:
         self._first = first
+        self._broken_threads = broken_threads
         self._open: dict[_Kind, _Undecided] = {}
         self._confirmed: dict[_Kind, U64Column] = {}
         self._groups: dict[str, list[tuple[Result, Violations]]] = {}
@@ -82,16 +92,27 @@ class _Suspicions:
             agreed = np.zeros(len(order), dtype=np.int64)
             kind = (result.invariant.code, group.message)
             self._open[kind] = _Undecided(result, group.only(order), agreed)
+        self._of_first = {kind: last.group.address for kind, last in self._open.items()}
 
-    @property
-    def undecided(self) -> bool:
-        """Whether another reading could tell more."""
-        return bool(self._open)
+    def undecided(self, of_first: bool) -> bool:
+        """Whether another reading could tell more.
 
-    def compare(self, before: Tables, now: Audit) -> bool:
+        :param of_first: Of what the first reading showed. On a machine that is busy each reading
+            shows something new, and an audit that went after that as well would never end.
+        """
+        if not of_first:
+            return bool(self._open)
+        return any(
+            (find_rows(self._of_first[kind], last.group.address) != NO_ROW).any()
+            for kind, last in self._open.items()
+            if kind in self._of_first
+        )
+
+    def compare(self, before: Tables, now: catalogue.Audit) -> bool:
         """Take another reading into account, and tell whether it confirmed anything."""
         found = False
         steady = Steady(before, now.tables)
+        unexplained = _Unexplained(now)
         left_open: dict[_Kind, _Undecided] = {}
         for result, group in _groups(now):
             kind = (result.invariant.code, group.message)
@@ -105,6 +126,10 @@ class _Suspicions:
                 count[agrees] = last.agreed[there[agrees]] + 1
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
             sure = ~done & (count >= _needed(group, now.tables))
+            if sure.any():
+                sure &= unexplained.violations(result, group)
+            if group.object_type in _OF_TASKS:
+                sure &= self._astray_again(group, sure)
             if sure.any():
                 found = True
                 rows = np.flatnonzero(sure)
@@ -129,23 +154,73 @@ class _Suspicions:
             if gone.any():
                 self._transient.append((last.result, last.group.only(np.flatnonzero(gone))))
 
-    def outcome(self) -> Audit:
-        """What is confirmed, and what is not."""
+    # The list of tasks has no lock that tells of writers: a task that has ended can be freed, and
+    # its memory be another's, while the walk is on its way there, and in one reading after the
+    # other. A walk of nothing else is over before that.
+    def _astray_again(self, group: Violations, sure: BoolColumn) -> BoolColumn:
+        sure = sure.copy()
+        for _ in range(_WALKS):
+            if not sure.any():
+                break
+            broken = self._broken_threads()
+            here = set(zip(broken.address.tolist(), map(hex, broken.value.tolist()), strict=True))
+            for row in np.flatnonzero(sure).tolist():
+                sure[row] = (int(group.address[row]), group.actual(row)) in here
+        return sure
+
+    def outcome(self, last: catalogue.Audit) -> in_flight.Audit:
+        """What is confirmed, and what is not.
+
+        :param last: The last reading.
+        """
+        explained: tuple[tuple[Result, tuple[in_flight.Operation, ...]], ...] = ()
+        if self.undecided(of_first=True):
+            explained = in_flight.explain(last).explained
+        for result, _ in explained:
+            for group in result.violations:
+                self._take_out((result.invariant.code, group.message), group.address)
         self._let_go({})
         transient: dict[str, list[tuple[Result, Violations]]] = {}
         for result, group in self._transient:
             transient.setdefault(result.invariant.code, []).append((result, group))
         results = self._first.results
-        return dataclasses.replace(
-            self._first,
-            results=tuple(_with(result, self._groups) for result in results),
-            transient=tuple(
+        return in_flight.Audit(
+            self._first.tables,
+            tuple(_with(result, self._groups) for result in results),
+            tuple(
                 _with(result, transient) for result in results if result.invariant.code in transient
             ),
+            explained,
         )
 
+    def _take_out(self, kind: _Kind, addresses: U64Column) -> None:
+        if (last := self._open.get(kind)) is not None:
+            left = np.flatnonzero(~np.isin(last.group.address, addresses))
+            self._open[kind] = _Undecided(last.result, last.group.only(left), last.agreed[left])
 
-def _groups(audit: Audit) -> list[tuple[Result, Violations]]:
+
+class _Unexplained:
+    """Which violations no operation under way explains; nobody is asked before it matters."""
+
+    def __init__(self, audit: catalogue.Audit) -> None:
+        self._audit = audit
+
+    @cached_property
+    def _explained(self) -> dict[_Kind, U64Column]:
+        explained: dict[_Kind, U64Column] = {}
+        for result, _ in in_flight.explain(self._audit).explained:
+            for group in result.violations:
+                kind = (result.invariant.code, group.message)
+                known = explained.get(kind, _NO_ADDRESSES)
+                explained[kind] = np.concatenate([known, group.address])
+        return explained
+
+    def violations(self, result: Result, group: Violations) -> BoolColumn:
+        kind = (result.invariant.code, group.message)
+        return ~np.isin(group.address, self._explained.get(kind, _NO_ADDRESSES))
+
+
+def _groups(audit: catalogue.Audit) -> list[tuple[Result, Violations]]:
     return [
         (result, group) for result in audit.results for group in result.violations if len(group)
     ]

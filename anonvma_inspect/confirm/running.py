@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.collect import broken_threads, collect_audit
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.confirm.confirm import confirm
 from anonvma_inspect.errors import NotFoundError
-from anonvma_inspect.in_flight import Audit, audit
+from anonvma_inspect.in_flight import Audit
+from anonvma_inspect.invariants import catalogue
 from anonvma_inspect.invariants.base import Invariant
 from anonvma_inspect.invariants.catalogue import CATALOGUE
 from anonvma_inspect.tables import Holes, Tables
@@ -58,12 +59,12 @@ def audit_running(
 
     # Everything, from the tasks on: an object that was freed rests like no other, and whoever reads
     # it again by its address finds it as it was, though nothing leads to it any more.
-    def read_again() -> Audit | None:
+    def read_again() -> catalogue.Audit | None:
         nonlocal pause
         time.sleep(pause)
         pause *= 2
         try:
-            return audit(look(), invariants)
+            return catalogue.audit(look(), invariants)
         except NotFoundError:
             return None  # the process has ended
 
@@ -73,7 +74,12 @@ def audit_running(
             break
         later = look()
         tables = dataclasses.replace(later, holes=_in_both(tables.holes, later.holes))
-    return confirm(audit(tables, invariants), read_again, lambda: on_finding(view))
+    return confirm(
+        catalogue.audit(tables, invariants),
+        read_again,
+        lambda: broken_threads(target.again()),
+        lambda: on_finding(view),
+    )
 
 
 def _in_both(before: Holes, now: Holes) -> Holes:

@@ -9,6 +9,6 @@ operation's doing, amounts included; what is not, or what turns up new, is a con
 """
 
 from anonvma_inspect.in_flight.operation import Lock, Operation
-from anonvma_inspect.in_flight.resolve import Audit, InFlight, audit
+from anonvma_inspect.in_flight.resolve import Audit, InFlight, audit, explain
 
-__all__ = ("Audit", "InFlight", "Lock", "Operation", "audit")
+__all__ = ("Audit", "InFlight", "Lock", "Operation", "audit", "explain")

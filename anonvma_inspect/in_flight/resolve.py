@@ -32,7 +32,7 @@ from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.tables import NO_ROW, RowColumn, Tables, find_rows
 from anonvma_inspect.target.memory import U64Column
 
-__all__ = ("Audit", "InFlight", "audit")
+__all__ = ("Audit", "InFlight", "audit", "explain")
 
 _RECOGNISERS = (
     leave.recognise,
@@ -98,7 +98,12 @@ def audit(tables: Tables, invariants: Sequence[Invariant] = CATALOGUE) -> Audit:
 
     :param invariants: See :func:`anonvma_inspect.invariants.catalogue.select`.
     """
-    found = catalogue.audit(tables, invariants)
+    return explain(catalogue.audit(tables, invariants))
+
+
+def explain(found: catalogue.Audit) -> Audit:
+    """Set apart what operations under way explain of an audit's findings."""
+    tables = found.tables
     if not found.findings_total:
         return Audit(tables, found.results)
     # Which operations are recognised must not depend on what was asked for.
