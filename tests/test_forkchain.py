@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.tables import NO_ROW
 
 from .captures import CAPTURES, Capture
@@ -165,3 +166,14 @@ def test_forkchain_is_what_the_rules_make_of_the_log(capture: Capture) -> None:
     # The workload does what it is there for.
     assert sum(anon_vma.reused for anon_vma in row_of) > 10
     assert sum(anon_vma.parent is None and not anon_vma.active for anon_vma in row_of) > 5
+
+    # Families: parents, who waits, and who was handed on (never one that was not).
+    families = find_families(tables)
+    for anon_vma, row in row_of.items():
+        parent_row = NO_ROW if anon_vma.parent is None else row_of[anon_vma.parent]
+        assert families.anon_vma_parent[row] == parent_row
+        assert families.anon_vma_waiting[row] == (anon_vma.active == 0)
+        assert families.anon_vma_active[row] == anon_vma.active
+        assert families.anon_vma_tree[row] == anon_vma.members
+        assert anon_vma.reused or not families.anon_vma_reused[row]
+    assert sum(families.anon_vma_reused[list(row_of.values())]) > 10

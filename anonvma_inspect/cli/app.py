@@ -21,6 +21,7 @@ COMMANDS = {
     "vma": "VMAs of a process, vma->anon_vma decoded.",
     "chain": "A VMA's anon_vma_chain.",
     "tree": "An anon_vma's interval tree.",
+    "family": "Anon_vmas of a family, each below its parent; or all families.",
     "stats": "Counts, bytes, distributions.",
     "locks": "Who holds and who awaits the locks.",
     "snapshot": "Save what was read.",

@@ -16,7 +16,7 @@ __all__ = ("shared_options",)
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
-_FORMATS = ("table", "json", "jsonl")
+_FORMATS = ("table", "json", "jsonl", "dot")
 
 
 # Options are stored as they are parsed, the group's before the command's, so that the later one
@@ -90,7 +90,7 @@ def shared_options(function: Decorated) -> Decorated:
         option(
             "--format",
             type=click.Choice(_FORMATS),
-            help="How to answer; table (the default) is for people.",
+            help="How to answer; table (the default) is for people, dot (of family) for Graphviz.",
         ),
         option(
             "--color",

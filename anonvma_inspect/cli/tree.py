@@ -16,7 +16,7 @@ from anonvma_inspect.report.objects import describe_vma
 from anonvma_inspect.report.tree import TreeReport
 from anonvma_inspect.tables import NO_ROW, PointerState, Tables
 
-__all__ = ("command",)
+__all__ = ("active_anon_vma", "command")
 
 _STATES = {
     PointerState.WILD: "cannot be right",
@@ -37,7 +37,9 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
     ANON-VMA-POINTER points to. Smaller keys stand above; the root is at the left.
     """
     session = Session(settings)
-    target, tables, row = find_named(session, "tree", (pid, address), find_anon_vma, _active)
+    target, tables, row = find_named(
+        session, "tree", (pid, address), find_anon_vma, active_anon_vma
+    )
     session.answer(TreeReport(target_facts(target, tables), tables, row))
     if bool(tables.anon_vmas.tree_whole[row]):
         return 0
@@ -45,8 +47,13 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
     return 0 if tables.complete else session.INCOMPLETE
 
 
-# The anon_vma that a VMA has; see anonvma_inspect.kernel.tags for the words that name none.
-def _active(tables: Tables, vma: int) -> int:
+def active_anon_vma(tables: Tables, vma: int) -> int:
+    """The anon_vma that a VMA has; see :mod:`anonvma_inspect.kernel.tags` for words that name none.
+
+    :param vma: Row.
+    :return: Row in :class:`~anonvma_inspect.tables.AnonVmas`.
+    :raises NotFoundError: if it has none.
+    """
     vmas = tables.vmas
     row = int(vmas.active[vma])
     if row != NO_ROW:

@@ -7,7 +7,7 @@ output as it is, in any format.
 
 from __future__ import annotations
 
-__all__ = ("escape", "printable")
+__all__ = ("escape", "printable", "quote_dot")
 
 _NAMED = {"\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -36,6 +36,19 @@ def printable(text: str) -> str:
     return "\n".join(
         "".join(_visible(character) for character in line) for line in text.split("\n")
     )
+
+
+def quote_dot(text: str) -> str:
+    r"""A string in the language of Graphviz, that shows just this text.
+
+    Of a label, Graphviz takes a backslash for the start of an escape sequence, and ``&`` for that
+    of an HTML entity. What would be an HTML label is none inside quotes.
+
+    :param text: Printable, as :func:`escape` and :func:`printable` return it; newlines break lines.
+    """
+    for character, instead in (("\\", "\\\\"), ('"', '\\"'), ("&", "&amp;"), ("\n", "\\n")):
+        text = text.replace(character, instead)
+    return f'"{text}"'
 
 
 def _visible(character: str) -> str:

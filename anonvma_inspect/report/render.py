@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from anonvma_inspect.report.facts import Document
 from anonvma_inspect.report.style import Style
 
-__all__ = ("FORMATS", "Report", "render")
-
-FORMATS = ("table", "json", "jsonl")
+__all__ = ("Picture", "Report", "render")
 
 # Colouring takes seconds for some megabytes, which nobody reads at a terminal.
 _MAX_COLOURED = 1 << 19
@@ -31,14 +29,27 @@ class Report(Protocol):
         """The answer for people, line by line."""
 
 
+@runtime_checkable
+class Picture(Protocol):
+    """An answer that can be drawn."""
+
+    def dot(self) -> Iterator[str]:
+        """A graph in the language of Graphviz, line by line."""
+
+
 def render(report: Report, format: str, style: Style) -> Iterator[str]:
     """Write a report.
 
-    :param format: One of :data:`FORMATS`.
+    :param format: ``table``, ``json``, ``jsonl``, or ``dot`` for a :class:`Picture`.
     :return: Pieces of text.
     """
     if format == "table":
         for line in report.text(style):
+            yield line + "\n"
+        return
+    if format == "dot":
+        assert isinstance(report, Picture)
+        for line in report.dot():
             yield line + "\n"
         return
     document = report.document()
