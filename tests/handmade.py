@@ -69,7 +69,6 @@ def _record(struct: str, size: int, **offsets: int) -> Record:
 
 ERA = Era(
     features=("handmade",),
-    tag_scheme="none",
     page_size=PAGE,
     task=_record("task_struct", 64),
     signal=_record("signal_struct", 64),

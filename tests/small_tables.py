@@ -65,7 +65,6 @@ def make_record(struct: str, size: int, *names: str) -> Record:
 def make_era(**changes: Any) -> Era:
     values: dict[str, Any] = {
         "features": ("maple tree", "num_children", "rb_leftmost"),
-        "tag_scheme": "none",
         "page_size": 4096,
         "task": make_record("task_struct", 8192),
         "signal": make_record("signal_struct", 1024),

@@ -15,6 +15,7 @@ from anonvma_inspect.invariants.base import Invariant, Severity, State, Verdict
 from anonvma_inspect.invariants.catalogue import CATALOGUE, Audit, audit, run, select
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Era, Record
+from anonvma_inspect.kernel.tags import TagScheme
 from anonvma_inspect.tables import ObjectState, Tables
 from anonvma_inspect.target.layouts import Field
 
@@ -282,7 +283,11 @@ def integer_pointer() -> Era:
     record = ERA.vma
     fields = dict(record.fields)
     fields["anon_vma"] = Field(80, 8, "integer", "unsigned long")
-    return replace(ERA, tag_scheme="unfaulted", vma=Record(record.struct, record.size, fields))
+    return replace(
+        ERA,
+        tags=TagScheme("unfaulted", "", unfaulted=1),
+        vma=Record(record.struct, record.size, fields),
+    )
 
 
 def test_flag_in_the_pointer() -> None:

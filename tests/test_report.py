@@ -24,6 +24,7 @@ from anonvma_inspect.invariants.base import (
     Where,
     always,
 )
+from anonvma_inspect.kernel.tags import NO_TAGS, TagScheme
 from anonvma_inspect.report.audit import AuditReport, Outcome
 from anonvma_inspect.report.chain import ChainReport
 from anonvma_inspect.report.explain import ExplainReport
@@ -62,6 +63,8 @@ TARGET = {
     "architecture": "x86_64",
     "era": "maple tree, num_children, rb_leftmost",
     "tag_scheme": "none",
+    "tag_scheme_enabled": None,
+    "tag_scheme_evidence": "vma->anon_vma is a pointer, which has no tags",
     "layouts": "btf",
     "symbols": "kallsyms",
 }
@@ -420,15 +423,21 @@ def test_vma_that_cannot_be_read() -> None:
 @pytest.mark.parametrize(
     ("scheme", "pointer", "tag", "kind", "target"),
     [
-        ("none", ROOT, 2, "tagged", hex(ROOT)),
-        ("unfaulted", 0, 1, "unfaulted", None),
+        (NO_TAGS, ROOT, 2, "tagged", hex(ROOT)),
+        (TagScheme("unfaulted", "", unfaulted=1), 0, 1, "unfaulted", None),
+        (TagScheme("unfaulted", "", unfaulted=1), ROOT, 1, "tagged", hex(ROOT)),
+        (TagScheme("unfaulted", "", unfaulted=1, certain=False), 0, 1, "tagged", None),
+        (TagScheme("lazy", "", vma=1, parent=2), ROOT, 1, "lazy_vma", hex(ROOT)),
+        (TagScheme("lazy", "", vma=1, parent=2), ROOT, 2, "lazy_parent", hex(ROOT)),
+        (TagScheme("lazy", "", vma=1, parent=2), ROOT, 3, "tagged", hex(ROOT)),
+        (TagScheme("lazy", "", vma=1, parent=2), 0, 1, "tagged", None),
     ],
 )
 def test_vma_with_low_bits(
-    scheme: str, pointer: int, tag: int, kind: str, target: str | None
+    scheme: TagScheme, pointer: int, tag: int, kind: str, target: str | None
 ) -> None:
     tables = replace(
-        make_tables(era=make_era(tag_scheme=scheme)),
+        make_tables(era=make_era(tags=scheme)),
         "vmas",
         anon_vma=words(pointer | tag, 0, 0),
         anon_vma_pointer=words(pointer, 0, 0),

@@ -17,6 +17,8 @@ __all__ = ("shared_options",)
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _FORMATS = ("table", "json", "jsonl", "dot")
+# Those of anonvma_inspect.kernel.tags, which takes numpy to load: too early here.
+_SCHEMES = ("none", "unfaulted", "lazy", "auto")
 
 
 # Options are stored as they are parsed, the group's before the command's, so that the later one
@@ -34,6 +36,8 @@ def _store(context: click.Context, parameter: click.Parameter, value: Any) -> An
         settings.paths[name] = value
     elif name == "quiet":
         settings.verbosity = -1
+    elif name == "scheme":
+        settings.scheme = None if value == "auto" else value
     elif name == "verbose":
         settings.verbosity = value
     else:
@@ -87,6 +91,11 @@ def shared_options(function: Decorated) -> Decorated:
         option("--btf", metavar="PATH", help="BTF, for a target that has none."),
         option("--vmcoreinfo", metavar="PATH", help="VMCOREINFO, for a target that has none."),
         option("--system-map", metavar="PATH", help="Symbols, in the form of /proc/kallsyms."),
+        option(
+            "--scheme",
+            type=click.Choice(_SCHEMES),
+            help="How vma->anon_vma is tagged; auto (the default) finds out.",
+        ),
         option(
             "--format",
             type=click.Choice(_FORMATS),

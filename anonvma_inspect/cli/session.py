@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from anonvma_inspect.cli.settings import Settings
@@ -74,7 +75,7 @@ class Session:
                 f"{_STANDS.get(target.kind, 'live' if target.live else 'not live')}"
             )
         )
-        return target
+        return replace(target, scheme=self.settings.scheme)
 
     def collect(self, target: Target, pids: Sequence[int] = ()) -> Tables:
         """Read the reverse map of the target."""
@@ -243,4 +244,6 @@ def target_facts(target: Target, tables: Tables) -> TargetFacts:
         tag_scheme=tables.era.tag_scheme,
         layouts=target.layouts_source,
         symbols=target.symbols_source,
+        tag_evidence=tables.era.tags.evidence,
+        tag_enabled=tables.era.tags.enabled,
     )

@@ -21,6 +21,7 @@ class Settings:
         :class:`~anonvma_inspect.target.TargetOptions` gives them.
     :ivar verbosity: -1 quiet, 1 times as well, 2 tracebacks as well.
     :ivar progress: ``None``: if it takes long.
+    :ivar scheme: How ``vma->anon_vma`` is encoded; ``None``: find out.
     """
 
     kind: str | None = None
@@ -29,6 +30,7 @@ class Settings:
     color: str = "auto"
     verbosity: int = 0
     progress: bool | None = None
+    scheme: str | None = None
 
     def look_at_kernel(self) -> None:
         """Make the running kernel the target."""

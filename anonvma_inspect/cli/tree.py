@@ -11,7 +11,7 @@ from anonvma_inspect.cli.options import shared_options
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import NotFoundError
-from anonvma_inspect.kernel.tags import anon_vma_kind
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.report.objects import describe_vma
 from anonvma_inspect.report.tree import TreeReport
 from anonvma_inspect.tables import NO_ROW, PointerState, Tables
@@ -60,11 +60,18 @@ def active_anon_vma(tables: Tables, vma: int) -> int:
         return row
     name = describe_vma(tables, vma)
     pointer, tag = int(vmas.anon_vma_pointer[vma]), int(vmas.anon_vma_tag[vma])
-    kind = anon_vma_kind(pointer, tag, tables.era.tag_scheme)
-    if kind in ("none", "unfaulted"):
+    kind = tables.era.tags.kind(pointer, tag)
+    if kind in (AnonVmaKind.NONE, AnonVmaKind.UNFAULTED):
         raise NotFoundError(f"{name} has no anon_vma: nothing anonymous was ever faulted in there")
+    if kind is AnonVmaKind.LAZY_VMA:
+        raise NotFoundError(f"{name} has no anon_vma yet: it leads to the root VMA {pointer:#x}")
+    if kind is AnonVmaKind.LAZY_PARENT:
+        raise NotFoundError(
+            f"{name} has no anon_vma of its own yet: its parent's is {pointer:#x}, "
+            f"see: anonvma-inspect tree {pointer:#x}"
+        )
     raw = int(vmas.anon_vma[vma])
-    if kind == "tagged":
+    if kind is AnonVmaKind.TAGGED:
         raise NotFoundError(f"{name}: its anon_vma, {raw:#x}, has low bits set and is no pointer")
     state = tables.pointer_state(
         np.array([pointer], dtype=np.uint64),

@@ -16,7 +16,7 @@ from anonvma_inspect.collect.tasks import Threads, read_holders
 from anonvma_inspect.collect.trees import in_order, met_again
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import is_write_locked, lock_states, owner_tasks
-from anonvma_inspect.kernel.tags import decode_anon_vma
+from anonvma_inspect.kernel.tags import AnonVmaKind, decode_anon_vma
 from anonvma_inspect.parallel import run_both
 from anonvma_inspect.tables import (
     NO_ROW,
@@ -329,10 +329,20 @@ def _vma_table(
         key_last=key + pages - np.uint64(1),
         mm=mm,
         slot=slot,
-        active=met.anon_vmas.find(pointer),
+        active=_active(met, era, pointer, tag),
         chain_end=met.chain_end[order],
         chain_length=met.chain_length[order],
     )
+
+
+# A tag that the scheme explains makes the word something else than the VMA's own anon_vma; if it is
+# not certain which scheme it is, nothing is known.
+def _active(met: Met, era: Era, pointer: U64Column, tag: U64Column) -> RowColumn:
+    active = met.anon_vmas.find(pointer)
+    if era.tags.name != "none":
+        explained = era.tags.kinds(pointer, tag) != AnonVmaKind.TAGGED
+        active[(tag != 0) & (explained | (not era.tags.certain))] = NO_ROW
+    return active
 
 
 # The count of a VMA in no tree is 0: vma_mark_detached() in include/linux/mmap_lock.h (v6.15). As a

@@ -8,6 +8,7 @@ in fork or exit). The rounds go on until nothing new is met.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,15 +18,16 @@ from anonvma_inspect.collect.lists import ListWalk, walk_lists
 from anonvma_inspect.collect.met import Met
 from anonvma_inspect.collect.mms import SlotColumns, looks_like_mm
 from anonvma_inspect.collect.reader import Progress, Reader
+from anonvma_inspect.collect.tag_scheme import find_tag_scheme
 from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
-from anonvma_inspect.kernel.tags import decode_anon_vma
+from anonvma_inspect.kernel.tags import AnonVmaKind, TagScheme, decode_anon_vma
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("collect", "collect_from")
+__all__ = ("collect", "collect_from", "collect_tag_scheme")
 
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 
@@ -50,6 +52,7 @@ def collect(
     era = resolve_era(target.layouts, target.page_size, target.release)
     reader = Reader(target, progress)
     threads = read_threads(reader, era, target)
+    era = replace(era, tags=find_tag_scheme(target, era, threads))
     ksm = read_ksm(reader, target)
     seeds = _seeds(reader, era.anon_vma, anon_vmas)
     collector = _Collector(reader, era, threads, ksm, _mms_of(threads, pids) if pids else None)
@@ -81,8 +84,18 @@ def collect_from(
         for record, addresses in ((era.vma, vmas), (era.anon_vma, anon_vmas))
     ]
     threads, ksm = read_threads(reader, era, target), read_ksm(reader, target)
+    era = replace(era, tags=find_tag_scheme(target, era, threads))
     collector = _Collector(reader, era, threads, ksm, _NO_ADDRESSES)
     return collector.run((), *seeds)
+
+
+def collect_tag_scheme(target: Target) -> TagScheme:
+    """Find out how a target encodes ``vma->anon_vma``, and read nothing else.
+
+    :raises TargetError: see :func:`collect`.
+    """
+    era = resolve_era(target.layouts, target.page_size, target.release)
+    return find_tag_scheme(target, era, read_threads(Reader(target), era, target))
 
 
 def _seeds(reader: Reader, record: Record, addresses: Sequence[int]) -> U64Column:
@@ -206,9 +219,20 @@ class _Collector:
         named = walk.columns["vma"]
         self._vma_pointers.append(named[named != vma[walk.list]])
         self._anon_vma_pointers.append(walk.columns["anon_vma"])
-        active, _ = decode_anon_vma(self._met.vmas.column("anon_vma", done))
-        self._anon_vma_pointers.append(active)
+        self._follow(self._met.vmas.column("anon_vma", done))
         self._met.avcs.number(self._met.avcs.unknown(walk.address))
+
+    # What vma->anon_vma leads to. A root VMA (ANON_VMA_LAZY) can be in no mm's tree any longer. If
+    # it is not certain which scheme it is, tagged words are not followed.
+    def _follow(self, words: U64Column) -> None:
+        pointer, tag = decode_anon_vma(words)
+        if self._era.tags.name == "none":
+            self._anon_vma_pointers.append(pointer)
+            return
+        kind = self._era.tags.kinds(pointer, tag)
+        self._vma_pointers.append(pointer[kind == AnonVmaKind.LAZY_VMA])
+        followed = (tag == 0) | self._era.tags.certain
+        self._anon_vma_pointers.append(pointer[followed & (kind != AnonVmaKind.LAZY_VMA)])
 
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that

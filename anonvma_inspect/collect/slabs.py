@@ -28,6 +28,7 @@ from anonvma_inspect.collect.slab_unreached import find_unreached
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.slab import SlabEra, resolve_slab_era
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
     NO_ROW,
@@ -146,6 +147,21 @@ def _lost(words: U64Column, rows: RowColumn) -> U64Column:
     return lost
 
 
+# The words vma->anon_vma that lead to no row: those that should lead to VMAs, and to anon_vmas.
+def _lost_by_vmas(tables: Tables) -> tuple[U64Column, U64Column]:
+    vmas, tags = tables.vmas, tables.era.tags
+    if tags.name == "none":
+        return _NOTHING, _lost(vmas.anon_vma, vmas.active)
+    kind = tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    root_vma = vmas.anon_vma_pointer[kind == AnonVmaKind.LAZY_VMA]
+    known = (kind != AnonVmaKind.LAZY_VMA) & ((kind != AnonVmaKind.TAGGED) | tags.certain)
+    anon_vma = vmas.anon_vma_pointer[known]
+    return (
+        _lost(root_vma, find_rows(vmas.address, root_vma)),
+        _lost(anon_vma, find_rows(tables.anon_vmas.address, anon_vma)),
+    )
+
+
 @dataclass(frozen=True)
 class _Slabs:
     target: Target
@@ -174,6 +190,7 @@ class _Slabs:
             return "where struct page is (vmemmap) is not known"
         vmas, avcs, anon_vmas = tables.vmas, tables.avcs, tables.anon_vmas
         full = anon_vmas.rb_root != 0
+        to_vmas, to_anon_vmas = _lost_by_vmas(tables)
         kinds = (
             _Kind.of(
                 reader,
@@ -181,6 +198,7 @@ class _Slabs:
                 "vm_area_cachep",
                 vmas.address,
                 _lost(avcs.vma, avcs.vma_row),
+                to_vmas,
             ),
             _Kind.of(reader, tables.era.avc, "anon_vma_chain_cachep", avcs.address),
             _Kind.of(
@@ -189,7 +207,7 @@ class _Slabs:
                 "anon_vma_cachep",
                 anon_vmas.address,
                 _lost(avcs.anon_vma, avcs.anon_vma_row),
-                _lost(vmas.anon_vma, vmas.active),
+                to_anon_vmas,
                 _lost(anon_vmas.root, anon_vmas.root_row),
                 _lost(anon_vmas.parent[full], anon_vmas.parent_row[full]),
             ),

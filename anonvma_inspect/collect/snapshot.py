@@ -23,9 +23,12 @@ from anonvma_inspect.target.target import Target
 
 __all__ = ("Saved", "check_output", "save_snapshot")
 
-# Types that a snapshot describes whole. What the walks read is here, and what a person who opens
-# the file in drgn wants to look at: the rest of the same objects.
+# Types that a snapshot describes whole, and enumerators. What the walks read is here, and what a
+# person who opens the file in drgn wants to look at: the rest of the same objects.
 _TYPES = (
+    "ANON_VMA_TREE_PARENT",
+    "ANON_VMA_TREE_VMA",
+    "ANON_VMA_UNFAULTED",
     "anon_vma",
     "anon_vma_chain",
     "clocksource",

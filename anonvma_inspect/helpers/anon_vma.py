@@ -20,14 +20,18 @@ import drgn
 from drgn import IntegerLike, Object, Program, Type, container_of
 from drgn.helpers import ValidationError
 
-from anonvma_inspect.kernel.era import tag_scheme_of
+from anonvma_inspect.collect import collect_tag_scheme
+from anonvma_inspect.kernel.tag_schemes import declared_scheme
 from anonvma_inspect.kernel.tags import (
-    anon_vma_kind,
+    NO_TAGS,
+    AnonVmaKind,
+    TagScheme,
     decode_anon_vma,
     rb_parent,
     strip_lock_mark,
 )
 from anonvma_inspect.target.dwarf import DwarfLayouts
+from anonvma_inspect.target.program import target_of
 
 __all__ = (
     "VmaAnonVma",
@@ -50,16 +54,20 @@ class VmaAnonVma(NamedTuple):
     """The word as it is in memory."""
 
     pointer: Object
-    """``struct anon_vma *`` without the low bits, ``NULL`` if there is none."""
+    """
+    The word without the low bits: ``struct anon_vma *``, ``NULL`` if there is
+    none; of kind ``"lazy_vma"``, ``struct vm_area_struct *``.
+    """
 
     tag: int
     """The low bits."""
 
     kind: str
     """
-    ``"none"`` (never faulted), ``"anon_vma"``, ``"unfaulted"`` (the flag of the
-    proposal that has one), or ``"tagged"`` (low bits that mean nothing in this
-    kernel).
+    ``"none"`` (never faulted), ``"anon_vma"``, ``"unfaulted"`` (the flag of
+    ANON_VMA_UNFAULTED), ``"lazy_vma"`` (ANON_VMA_LAZY: the root VMA),
+    ``"lazy_parent"`` (likewise: the parent's anon_vma), or ``"tagged"`` (low
+    bits that mean nothing in this kernel).
     """
 
 
@@ -68,8 +76,8 @@ def decode_vma_anon_vma(vma: Object) -> VmaAnonVma:
     Decode ``vma->anon_vma`` of a virtual memory area.
 
     The word is a plain pointer in all released kernels. Low bits in it are
-    either those of a proposal that uses them, which the type of the field
-    tells, or a corruption.
+    either those of a proposal that uses them or a corruption. Where the type of
+    the field leaves that open, the VMAs of all processes are looked at, once.
 
     >>> decode_vma_anon_vma(vma)
     VmaAnonVma(raw=..., pointer=Object(prog, ...), tag=0, kind='anon_vma')
@@ -84,18 +92,17 @@ def decode_vma_anon_vma(vma: Object) -> VmaAnonVma:
     else:
         raw = int(prog.read_u64(field.address_))
     pointer, tag = decode_anon_vma(raw)
-    return VmaAnonVma(
-        raw=raw,
-        pointer=Object(prog, _anon_vma_type(prog), pointer),
-        tag=tag,
-        kind=anon_vma_kind(pointer, tag, _tag_scheme(prog)),
-    )
+    kind = _tag_scheme(prog).kind(pointer, tag)
+    to_vma = kind is AnonVmaKind.LAZY_VMA
+    type_ = prog.type("struct vm_area_struct *" if to_vma else "struct anon_vma *")
+    return VmaAnonVma(raw=raw, pointer=Object(prog, type_, pointer), tag=tag, kind=kind.word)
 
 
 def vma_anon_vma(vma: Object) -> Object:
     """
     Return the ``struct anon_vma`` that new anonymous pages of a virtual memory
-    area belong to, without any low bits of ``vma->anon_vma``.
+    area belong to, without any low bits of ``vma->anon_vma``. (A lazy VMA has
+    none: of its pages, the root VMA or the parent's ``anon_vma`` is known.)
 
     >>> anon_vma = vma_anon_vma(vma)
     >>> anon_vma.root == anon_vma.root.root
@@ -104,7 +111,10 @@ def vma_anon_vma(vma: Object) -> Object:
     :param vma: ``struct vm_area_struct *``
     :return: ``struct anon_vma *``, ``NULL`` if it has none.
     """
-    return decode_vma_anon_vma(vma).pointer
+    decoded = decode_vma_anon_vma(vma)
+    if decoded.kind in (AnonVmaKind.LAZY_VMA.word, AnonVmaKind.LAZY_PARENT.word):
+        return Object(vma.prog_, "struct anon_vma *", 0)
+    return decoded.pointer
 
 
 def vma_start_anon_pgoff(vma: Object) -> Object:
@@ -302,16 +312,12 @@ def for_each_anon_vma_child(anon_vma: Object) -> Iterator[Object]:
                     yield other
 
 
-def _anon_vma_type(prog: Program) -> Type:
-    return prog.type("struct anon_vma *")
-
-
-def _tag_scheme(prog: Program) -> str:
+def _tag_scheme(prog: Program) -> TagScheme:
     scheme = prog.cache.get(_SCHEME_KEY)
-    if not isinstance(scheme, str):
-        field = DwarfLayouts(prog).field("vm_area_struct", "anon_vma")
-        assert field is not None
-        scheme = prog.cache[_SCHEME_KEY] = tag_scheme_of(field)
+    if not isinstance(scheme, TagScheme):
+        pointer = declared_scheme(DwarfLayouts(prog)).is_pointer
+        scheme = NO_TAGS if pointer else collect_tag_scheme(target_of(prog))
+        prog.cache[_SCHEME_KEY] = scheme
     return scheme
 
 

@@ -19,8 +19,8 @@ def _tagged(words: U64Column) -> RowColumn:
 
 
 def _check_tag_bits(facts: Facts) -> Verdict:
-    # vma->anon_vma only where the layouts say that it is a pointer: under the proposals that put a
-    # tag there it is an unsigned long.
+    # vma->anon_vma only where it is a pointer: with a scheme of tags, AV603 tells of those that
+    # mean nothing.
     # avc->vma and ->anon_vma of AVCs that a list or a tree vouches for; anon_vma->root and ->parent
     # of anon_vmas that are believed to be ones. parent is not looked at once the tree is empty.
     tables, era = facts.tables, facts.era
@@ -28,7 +28,7 @@ def _check_tag_bits(facts: Facts) -> Verdict:
     groups: list[Violations] = []
     objects = 0
 
-    if era.vma.fields["anon_vma"].kind == "pointer":
+    if era.tags.name == "none":
         raw = tables.vmas.anon_vma
         objects += len(raw)
         rows = _tagged(raw)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from anonvma_inspect.errors import TargetError
+from anonvma_inspect.kernel.tags import NO_TAGS, TagScheme
 from anonvma_inspect.target.layouts import Field, Layouts
 
-__all__ = ("Era", "Record", "resolve_era", "resolve_record", "tag_scheme_of")
+__all__ = ("Era", "Record", "resolve_era", "resolve_record")
 
 _UNSIGNED = {1: "<u1", 2: "<u2", 4: "<u4", 8: "<u8"}
 # No struct here comes near; a damaged BTF must not decide how much memory a row takes.
@@ -94,11 +95,10 @@ class Era:
 
     :ivar features: What tells this kernel from others, for people: ``("maple tree", ...)``.
     :ivar maple_node: ``None`` where VMAs are in a red-black tree.
-    :ivar tag_scheme: How ``vma->anon_vma`` is encoded: see :mod:`anonvma_inspect.kernel.tags`.
+    :ivar tags: How ``vma->anon_vma`` is encoded. (Which fields there are does not tell that.)
     """
 
     features: tuple[str, ...]
-    tag_scheme: str
     page_size: int
     task: Record
     signal: Record
@@ -107,6 +107,12 @@ class Era:
     vma: Record
     avc: Record
     anon_vma: Record
+    tags: TagScheme = NO_TAGS
+
+    @property
+    def tag_scheme(self) -> str:
+        """The name of the encoding: ``none``, ``unfaulted`` or ``lazy``."""
+        return self.tags.name
 
     @property
     def name(self) -> str:
@@ -276,7 +282,6 @@ def resolve_era(layouts: Layouts, page_size: int, release: str) -> Era:
         )
     return Era(
         features=_features(mm, vma, anon_vma),
-        tag_scheme=tag_scheme_of(vma.fields["anon_vma"]),
         page_size=page_size,
         task=task,
         signal=signal,
@@ -323,13 +328,3 @@ def _features(mm: Record, vma: Record, anon_vma: Record) -> tuple[str, ...]:
         *(("anon pgoff",) if "anon_pgoff_lo" in vma else ()),
         *(("PREEMPT_RT",) if "mmap_lock_readers" in mm else ()),
     )
-
-
-def tag_scheme_of(anon_vma: Field) -> str:
-    """How ``vma->anon_vma`` is encoded, by the type that it has.
-
-    :return: See :attr:`Era.tag_scheme`.
-    """
-    if anon_vma.kind == "pointer":
-        return "none"
-    return "lazy" if anon_vma.type_name == "anon_vma_tree_t" else "unfaulted"

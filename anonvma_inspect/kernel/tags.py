@@ -1,21 +1,29 @@
 """Low bits in pointers: what they mean, and how to take them off.
 
-Pure functions over scalars and ``uint64`` columns alike, for the three words of the anonymous
-reverse map that can carry a tag: ``vma->anon_vma`` under the proposals that put one there, the
-``rb_node`` of an anon_vma's tree, and the nodes of a red-black tree.
+Pure functions over scalars and ``uint64`` columns alike, for the words of the anonymous reverse map
+that can carry a tag: ``vma->anon_vma`` under the proposals that put one there, ``folio->mapping``,
+the ``rb_node`` of an anon_vma's tree, and the nodes of a red-black tree.
 """
 
 from __future__ import annotations
 
+import enum
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 __all__ = (
+    "NO_TAGS",
     "RB_BLACK",
     "ROOT_LOCK_MARK",
-    "anon_vma_kind",
+    "SCHEMES",
+    "AnonVmaKind",
+    "MappingKind",
+    "TagScheme",
     "decode_anon_vma",
+    "decode_mapping",
     "has_lock_mark",
     "rb_is_black",
     "rb_parent",
@@ -23,12 +31,98 @@ __all__ = (
 )
 
 Word = TypeVar("Word", int, "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]")
+U64Column = NDArray[np.uint64]
+U8Column = NDArray[np.uint8]
 
+#: The names of schemes, see :class:`TagScheme`.
+SCHEMES = ("none", "unfaulted", "lazy")
 # Slab objects are aligned to words: the three low bits of a pointer to one are free.
 _TAG_BITS = 7
 RB_BLACK = 1
 #: What ``mm_take_all_locks()`` sets in ``root->rb_root.rb_node`` (``vm_lock_anon_vma()``, v3.7 on).
 ROOT_LOCK_MARK = 1
+# include/linux/page-flags.h: FOLIO_MAPPING_ANON and FOLIO_MAPPING_KSM (v6.17), PAGE_MAPPING_ANON
+# and PAGE_MAPPING_MOVABLE before.
+_MAPPING_BITS = 3
+
+
+class AnonVmaKind(enum.IntEnum):
+    """What a decoded ``vma->anon_vma`` is."""
+
+    #: NULL: nothing anonymous was ever faulted in.
+    NONE = 0
+    #: A plain pointer.
+    ANON_VMA = 1
+    #: The lone flag of ANON_VMA_UNFAULTED: no anon_vma, but fork copies the page tables.
+    UNFAULTED = 2
+    #: ANON_VMA_LAZY's ANON_VMA_TREE_VMA: leads to the root VMA, which has no anon_vma yet.
+    LAZY_VMA = 3
+    #: ANON_VMA_LAZY's ANON_VMA_TREE_PARENT: leads to the anon_vma of the VMA that fork copied.
+    LAZY_PARENT = 4
+    #: Low bits that the scheme does not explain.
+    TAGGED = 5
+
+    @property
+    def word(self) -> str:
+        """As answers spell it: ``anon_vma``, ``lazy_vma``."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True)
+class TagScheme:
+    """How ``vma->anon_vma`` is encoded.
+
+    :ivar name: ``none`` (a plain pointer), ``unfaulted`` or ``lazy``.
+    :ivar evidence: What says so, in one sentence.
+    :ivar certain: Whether that is enough to judge tagged words by. If not, none is explained.
+    :ivar unfaulted: The low bits of an unfaulted VMA's word; 0 if they are not known.
+    :ivar vma: Those of a word that leads to a root VMA, likewise.
+    :ivar parent: Those of a word that leads to the parent's anon_vma, likewise.
+    :ivar enabled: Whether the kernel has it switched on; ``None`` if that cannot be told.
+    """
+
+    name: str
+    evidence: str
+    certain: bool = True
+    unfaulted: int = 0
+    vma: int = 0
+    parent: int = 0
+    enabled: bool | None = None
+
+    def kind(self, pointer: int, tag: int) -> AnonVmaKind:
+        """What a word that :func:`decode_anon_vma` has split is."""
+        pointers, tags = np.array([pointer], np.uint64), np.array([tag], np.uint64)
+        return AnonVmaKind(int(self.kinds(pointers, tags)[0]))
+
+    def kinds(self, pointer: U64Column, tag: U64Column) -> U8Column:
+        """What words that :func:`decode_anon_vma` has split are.
+
+        :return: An :class:`AnonVmaKind` each.
+        """
+        kinds: U8Column = (pointer != 0).astype(np.uint8)
+        rows = np.flatnonzero(tag)
+        if len(rows):
+            kinds[rows] = self._tagged_kinds(pointer[rows], tag[rows])
+        return kinds
+
+    def _tagged_kinds(self, pointer: U64Column, tag: U64Column) -> U8Column:
+        kinds = np.full(len(tag), AnonVmaKind.TAGGED, dtype=np.uint8)
+        if not self.certain:
+            return kinds
+        has_pointer = pointer != 0
+        for value, kind in (
+            (self.unfaulted, AnonVmaKind.UNFAULTED),
+            (self.vma, AnonVmaKind.LAZY_VMA),
+            (self.parent, AnonVmaKind.LAZY_PARENT),
+        ):
+            if value:
+                fits = has_pointer == (kind != AnonVmaKind.UNFAULTED)
+                kinds[fits & (tag == np.uint64(value))] = kind
+        return kinds
+
+
+#: What every released kernel has.
+NO_TAGS = TagScheme("none", "vma->anon_vma is a pointer, which has no tags")
 
 
 def decode_anon_vma(raw: Word) -> tuple[Word, Word]:
@@ -42,18 +136,28 @@ def decode_anon_vma(raw: Word) -> tuple[Word, Word]:
     return raw & ~_TAG_BITS, raw & _TAG_BITS
 
 
-def anon_vma_kind(pointer: int, tag: int, scheme: str) -> str:
-    """What a decoded ``vma->anon_vma`` is, in one word.
+class MappingKind(enum.IntEnum):
+    """What the low bits of a ``folio->mapping`` say."""
 
-    :param scheme: See :attr:`anonvma_inspect.kernel.era.Era.tag_scheme`.
-    :return: "none", "anon_vma", "unfaulted" (the flag of that proposal), or "tagged" for low bits
-        that the scheme does not explain.
+    #: An ``address_space``, or NULL.
+    FILE = 0
+    #: An ``anon_vma``.
+    ANON = 1
+    #: Without ANON_VMA_LAZY: a page of a driver's that can be moved (up to v6.16); with it, a VMA.
+    OTHER = 2
+    #: A KSM stable node.
+    KSM = 3
+
+
+def decode_mapping(raw: Word) -> tuple[Word, Word]:
+    """Split ``folio->mapping`` (``page->mapping``) into its pointer and its low bits.
+
+    :return: The pointer part, and a :class:`MappingKind`.
     """
-    if tag == 0:
-        return "anon_vma" if pointer else "none"
-    if scheme == "unfaulted" and not pointer:
-        return "unfaulted"
-    return "tagged"
+    if isinstance(raw, np.ndarray):
+        bits = raw & np.uint64(_MAPPING_BITS)
+        return raw - bits, bits
+    return raw & ~_MAPPING_BITS, raw & _MAPPING_BITS
 
 
 def strip_lock_mark(rb_node: Word) -> Word:

@@ -110,6 +110,7 @@ class AuditReport:
     def text(self, style: Style) -> Iterator[str]:
         """See :meth:`anonvma_inspect.report.render.Report.text`."""
         yield describe_counts(count_objects(self.audit.tables))
+        yield from self.facts.tag_lines()
         yield ""
         yield from table([_verdict_row(result, style) for result in self.audit.results])
         yield ""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from anonvma_inspect.report.escape import escape
+from anonvma_inspect.kernel.tags import NO_TAGS
+from anonvma_inspect.report.escape import escape, printable
 
 __all__ = ("Document", "TargetFacts")
 
@@ -24,6 +26,8 @@ class TargetFacts:
     :ivar layouts: Where layouts come from: ``btf`` or ``dwarf``.
     :ivar symbols: Where symbols come from, see
         :class:`~anonvma_inspect.target.symbols.Symbols`.
+    :ivar tag_evidence: What says how ``vma->anon_vma`` is encoded.
+    :ivar tag_enabled: Whether the kernel has that switched on; ``None`` if that is not known.
     """
 
     kind: str
@@ -33,6 +37,15 @@ class TargetFacts:
     tag_scheme: str
     layouts: str
     symbols: str
+    tag_evidence: str = NO_TAGS.evidence
+    tag_enabled: bool | None = None
+
+    def tag_lines(self) -> Iterator[str]:
+        """What is to be said of the encoding of ``vma->anon_vma``: nothing of a plain pointer."""
+        if self.tag_evidence == NO_TAGS.evidence:
+            return
+        switch = {None: "", True: ", switched on", False: ", switched off"}[self.tag_enabled]
+        yield f"tags in vma->anon_vma: {self.tag_scheme}{switch} ({printable(self.tag_evidence)})"
 
     def document(self) -> Document:
         """As a part of a JSON answer."""
@@ -42,6 +55,8 @@ class TargetFacts:
             "architecture": escape(self.architecture.encode("utf-8", "surrogatepass")),
             "era": self.era,
             "tag_scheme": self.tag_scheme,
+            "tag_scheme_enabled": self.tag_enabled,
+            "tag_scheme_evidence": printable(self.tag_evidence),
             "layouts": self.layouts,
             "symbols": self.symbols,
         }

@@ -53,6 +53,7 @@ class StatsReport:
     def text(self, style: Style) -> Iterator[str]:
         """See :meth:`anonvma_inspect.report.render.Report.text`."""
         yield describe_counts(count_objects(self.tables))
+        yield from self.facts.tag_lines()
         yield ""
         yield from table(
             [

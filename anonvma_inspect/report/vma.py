@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from anonvma_inspect.kernel.tags import anon_vma_kind
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.report.escape import escape
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.objects import Process
@@ -54,6 +54,7 @@ class VmaReport:
     def text(self, style: Style) -> Iterator[str]:
         """See :meth:`anonvma_inspect.report.render.Report.text`."""
         yield style.strong(f"{self.process}: {counted(len(self.slots), 'VMA')}")
+        yield from self.facts.tag_lines()
         headers = ("RANGE", "PERM", "OFFSET", "VMA", "ANON_VMA", "CHAIN", "FILE")
         align = ("left", "left", "left", "left", "left", "right", "left")
         yield from table([self._row(slot, style) for slot in self.slots], headers, align)
@@ -85,7 +86,7 @@ class VmaReport:
             "anon_vma": {
                 "raw": hexadecimal(int(vmas.anon_vma[row])),
                 "tag": hexadecimal(tag),
-                "kind": anon_vma_kind(target or 0, tag, self.tables.era.tag_scheme),
+                "kind": self.tables.era.tags.kind(target or 0, tag).word,
                 "target": hex_or_null(target),
             },
             "chain_length": int(vmas.chain_length[row]),
@@ -100,13 +101,14 @@ class VmaReport:
             return where, "?", "?", address, style.warn("unreadable"), "?", ""
         tag = int(vmas.anon_vma_tag[row])
         pointer = int(vmas.anon_vma_pointer[row])
-        kind = anon_vma_kind(pointer, tag, self.tables.era.tag_scheme)
-        if kind == "none":
+        kind = self.tables.era.tags.kind(pointer, tag)
+        if kind is AnonVmaKind.NONE:
             anon_vma = "-"
-        elif kind == "anon_vma":
+        elif kind is AnonVmaKind.ANON_VMA:
             anon_vma = hexadecimal(pointer)
         else:
-            anon_vma = style.warn(f"{hexadecimal(int(vmas.anon_vma[row]))} ({kind})")
+            anon_vma = f"{hexadecimal(int(vmas.anon_vma[row]))} ({kind.word})"
+            anon_vma = style.warn(anon_vma) if kind is AnonVmaKind.TAGGED else anon_vma
         # As show_map_vma() does: in bytes, and only of a file.
         has_file = bool(vmas.vm_file[row])
         offset = int(vmas.vm_pgoff[row]) * self.tables.era.page_size if has_file else 0

@@ -43,6 +43,8 @@ class Target:
         now; ``None`` for what stands still.
     :ivar meter: What was read so far, over all views; ``None`` for what stands still.
     :ivar registers: Where the CPUs were, as far as a dump tells.
+    :ivar scheme: How ``vma->anon_vma`` is encoded, as the user says: ``none``, ``unfaulted`` or
+        ``lazy``; ``None``: find out.
     :ivar functions: Start and end of the functions that a snapshot knows; ``None``: the symbol
         table has all.
     """
@@ -67,6 +69,7 @@ class Target:
     meter: Meter | None = None
     registers: Registers = ()
     functions: Mapping[str, tuple[int, int]] | None = None
+    scheme: str | None = None
 
     @property
     def layouts_source(self) -> str:

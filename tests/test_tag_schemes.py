@@ -1,0 +1,351 @@
+"""How vma->anon_vma is encoded: what is decided, from what, and what is not."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from anonvma_inspect.cli import options
+from anonvma_inspect.collect import collect, collect_tag_scheme
+from anonvma_inspect.in_flight import audit
+from anonvma_inspect.kernel.tag_schemes import (
+    SWITCHES,
+    Declared,
+    SeenTags,
+    choose_scheme,
+    declared_scheme,
+)
+from anonvma_inspect.kernel.tags import (
+    NO_TAGS,
+    SCHEMES,
+    AnonVmaKind,
+    MappingKind,
+    TagScheme,
+    decode_anon_vma,
+    decode_mapping,
+)
+from anonvma_inspect.tables import NO_ROW, Tables
+from anonvma_inspect.target import Target
+from anonvma_inspect.target.layouts import Field, Layouts
+from anonvma_inspect.target.memory import OverlayMemory
+from anonvma_inspect.target.symbols import SYMBOLS
+
+from .captures import CAPTURES, FIXTURES
+from .clirun import Cli
+
+POINTER = Declared(True, "struct anon_vma *", {})
+WORD = Declared(False, "unsigned long", {})
+TREE = Declared(False, "anon_vma_tree_t", {})
+
+
+def seen(**tags: Mapping[int, int]) -> SeenTags:
+    """How many words of each kind there are, by tag."""
+    columns = {name: np.zeros(8, dtype=np.int64) for name in tags}
+    for name, counts in tags.items():
+        for tag, count in counts.items():
+            columns[name][tag] = count
+    return SeenTags(**columns)
+
+
+# ---- deciding
+
+
+@pytest.mark.parametrize(
+    ("declared", "tags", "forced", "expected"),
+    [
+        # What is declared as a pointer has no scheme, whatever the words are.
+        (POINTER, seen(lone={1: 9}), None, ("none", True, 0, 0, 0)),
+        (POINTER, seen(), None, ("none", True, 0, 0, 0)),
+        # The user knows better.
+        (POINTER, seen(lone={1: 9}), "unfaulted", ("unfaulted", True, 1, 0, 0)),
+        (POINTER, seen(vmas={2: 1}, anon_vmas={4: 1}), "lazy", ("lazy", True, 0, 2, 4)),
+        (WORD, seen(lone={1: 9}), "none", ("none", True, 0, 0, 0)),
+        # Several equal flags without a pointer, or several pointers to VMAs, are no accident.
+        (WORD, seen(lone={4: 2}), None, ("unfaulted", True, 4, 0, 0)),
+        (WORD, seen(lone={1: 9}, anon_vmas={1: 3}), None, ("unfaulted", True, 1, 0, 0)),
+        (WORD, seen(vmas={2: 5}, anon_vmas={1: 3}), None, ("lazy", True, 0, 2, 1)),
+        # One is, and so is what is not the most of them.
+        (WORD, seen(), None, ("unfaulted", False, 0, 0, 0)),
+        (WORD, seen(lone={1: 1}), None, ("unfaulted", False, 1, 0, 0)),
+        (WORD, seen(lone={1: 2, 2: 2}), None, ("unfaulted", False, 1, 0, 0)),
+        (WORD, seen(lone_chained={1: 5}), None, ("unfaulted", False, 0, 0, 0)),
+        (WORD, seen(vmas={1: 1}), None, ("lazy", False, 0, 1, 0)),
+        # Pointers to anon_vmas alone may be pointers with a damaged bit.
+        (WORD, seen(anon_vmas={1: 9}), None, ("unfaulted", False, 0, 0, 0)),
+        # A name is enough, and the value of a tag is that of its enumerator.
+        (TREE, seen(), None, ("lazy", True, 0, 0, 0)),
+        (TREE, seen(vmas={1: 1}), None, ("lazy", True, 0, 1, 0)),
+        (replace(TREE, tags={"vma": 2, "parent": 1}), seen(), None, ("lazy", True, 0, 2, 1)),
+        (replace(WORD, tags={"unfaulted": 4}), seen(), None, ("unfaulted", True, 4, 0, 0)),
+        # Unless most words say otherwise, or two schemes are named.
+        (replace(TREE, tags={"vma": 2}), seen(anon_vmas={2: 5}), None, ("lazy", False, 0, 2, 0)),
+        (TREE, seen(lone={1: 5}), None, ("lazy", False, 0, 0, 0)),
+        (replace(TREE, tags={"unfaulted": 1}), seen(), None, ("lazy", False, 0, 0, 0)),
+        (
+            replace(TREE, tags={"unfaulted": 1}),
+            seen(lone={1: 5}),
+            None,
+            ("unfaulted", True, 1, 0, 0),
+        ),
+        # What leads nowhere contradicts nothing.
+        (TREE, seen(vmas={1: 2}, others={1: 9}), None, ("lazy", True, 0, 1, 0)),
+    ],
+)
+def test_choice(
+    declared: Declared,
+    tags: SeenTags,
+    forced: str | None,
+    expected: tuple[str, bool, int, int, int],
+) -> None:
+    found = choose_scheme(declared, tags, forced)
+    assert (
+        found.name,
+        found.certain,
+        *((found.unfaulted, found.vma, found.parent) if found.name != "none" else (0, 0, 0)),
+    ) == expected
+
+
+def test_evidence_in_words() -> None:
+    assert choose_scheme(WORD, seen(lone={1: 12})).evidence == (
+        "vma->anon_vma is an unsigned long; of the words with tags, 12 with 0x1 alone and an empty "
+        "chain: most words with tags are so"
+    )
+    assert choose_scheme(WORD, seen()).evidence == (
+        "vma->anon_vma is an unsigned long; no VMA has a tag: which is too little to be sure"
+    )
+    assert choose_scheme(replace(TREE, tags={"vma": 2}), seen(anon_vmas={2: 5})).evidence == (
+        "vma->anon_vma is an anon_vma_tree_t, ANON_VMA_TREE_VMA is 2; of the words with tags, 5 "
+        "with 0x2 lead to anon_vmas: named so, but most are not so"
+    )
+    assert choose_scheme(POINTER, seen(), "lazy").evidence == (
+        "vma->anon_vma is a pointer; no VMA has a tag: --scheme says so"
+    )
+
+
+def test_names_agree_everywhere() -> None:
+    assert (*SCHEMES, "auto") == options._SCHEMES
+    assert {name for names in SWITCHES.values() for name in names} <= set(SYMBOLS)
+
+
+# ---- decoding
+
+
+def test_kinds_of_scalars_and_columns_agree() -> None:
+    words = np.array([0, 1, 2, 3, 0x1000, 0x1001, 0x1002, 0x1004], dtype=np.uint64)
+    for scheme in (
+        NO_TAGS,
+        TagScheme("unfaulted", "", unfaulted=1),
+        TagScheme("unfaulted", "", unfaulted=1, certain=False),
+        TagScheme("lazy", "", vma=2, parent=1),
+    ):
+        kinds = scheme.kinds(*decode_anon_vma(words))
+        assert [scheme.kind(*decode_anon_vma(int(word))) for word in words] == kinds.tolist()
+
+
+def test_kinds() -> None:
+    none, plain, tagged = AnonVmaKind.NONE, AnonVmaKind.ANON_VMA, AnonVmaKind.TAGGED
+    words = np.array([0, 1, 2, 0x1000, 0x1001, 0x1002, 0x1003], dtype=np.uint64)
+
+    def kinds(scheme: TagScheme) -> list[int]:
+        return list(scheme.kinds(*decode_anon_vma(words)))
+
+    assert kinds(NO_TAGS) == [none, tagged, tagged, plain, tagged, tagged, tagged]
+    # A flag together with a pointer means nothing; so does a pointer's tag alone.
+    assert kinds(TagScheme("unfaulted", "", unfaulted=1)) == (
+        [none, AnonVmaKind.UNFAULTED, tagged, plain, tagged, tagged, tagged]
+    )
+    lazy = [AnonVmaKind.LAZY_VMA, AnonVmaKind.LAZY_PARENT]
+    assert kinds(TagScheme("lazy", "", vma=1, parent=2)) == (
+        [none, tagged, tagged, plain, *lazy, tagged]
+    )
+
+
+def test_mapping_is_split() -> None:
+    words = np.array([0x1000, 0x1001, 0x1002, 0x1003], dtype=np.uint64)
+    pointer, kind = decode_mapping(words)
+    assert pointer.tolist() == [0x1000] * 4
+    assert kind.tolist() == [*MappingKind]
+    assert [decode_mapping(int(word)) for word in words] == [(0x1000, each) for each in kind]
+
+
+# ---- finding out
+
+
+@dataclass(frozen=True)
+class Retyped:
+    """A kernel's layouts with another type for vma->anon_vma."""
+
+    base: Layouts
+    type_name: str
+    enumerators: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def source(self) -> str:
+        return self.base.source
+
+    def size(self, name: str) -> int | None:
+        return self.base.size(name)
+
+    def field(self, name: str, path: str) -> Field | None:
+        found = self.base.field(name, path)
+        if found is None or (name, path) != ("vm_area_struct", "anon_vma"):
+            return found
+        return replace(found, kind="integer", type_name=self.type_name)
+
+    def enumerator(self, name: str) -> int | None:
+        return self.enumerators.get(name, self.base.enumerator(name))
+
+
+@functools.cache
+def sample() -> tuple[Target, Tables]:
+    capture = next(each for each in CAPTURES if each.name == "forktree-7.2")
+    return capture.target, collect(capture.target)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+Rewrite = Callable[[Tables], dict[int, int]]
+
+
+def address_of_word(tables: Tables, row: int) -> int:
+    return int(tables.vmas.address[row]) + tables.era.vma.offset("anon_vma")
+
+
+def without_anon_vma(tables: Tables) -> list[int]:
+    return np.flatnonzero(tables.vmas.anon_vma == 0).tolist()
+
+
+def lone_flags(count: int, tag: int = 1) -> Rewrite:
+    def rewrite(tables: Tables) -> dict[int, int]:
+        rows = without_anon_vma(tables)[:count]
+        assert len(rows) == count
+        return {address_of_word(tables, row): tag for row in rows}
+
+    return rewrite
+
+
+def root_vmas(tables: Tables) -> dict[int, int]:
+    """Three VMAs whose root VMA is the first of them, and two with their parent's anon_vma."""
+    first, *others = without_anon_vma(tables)[:3]
+    root = int(tables.vmas.address[first])
+    words = {address_of_word(tables, row): root | 2 for row in (first, *others)}
+    for row in np.flatnonzero(tables.vmas.active != NO_ROW)[:2].tolist():
+        words[address_of_word(tables, row)] = int(tables.vmas.anon_vma[row]) | 1
+    return words
+
+
+def target_with(
+    rewrite: Rewrite,
+    type_name: str | None = "unsigned long",
+    enumerators: Mapping[str, int] | None = None,
+    forced: str | None = None,
+) -> Target:
+    target, tables = sample()
+    layouts: Layouts = target.layouts
+    if type_name is not None:
+        layouts = Retyped(layouts, type_name, enumerators or {})
+    return replace(
+        target,
+        layouts=layouts,
+        memory=OverlayMemory(target.memory, rewrite(tables)),
+        scheme=forced,
+    )
+
+
+def test_pointer_needs_no_look() -> None:
+    target, tables = sample()
+    assert declared_scheme(target.layouts).is_pointer
+    assert tables.era.tags is NO_TAGS
+
+
+def test_flag_is_found_without_any_name() -> None:
+    found = collect_tag_scheme(target_with(lone_flags(5, tag=4)))
+    assert (found.name, found.certain, found.unfaulted) == ("unfaulted", True, 4)
+    assert "5 with 0x4 alone and an empty chain" in found.evidence
+
+
+def test_flags_are_too_few() -> None:
+    found = collect_tag_scheme(target_with(lone_flags(1)))
+    assert (found.name, found.certain) == ("unfaulted", False)
+
+
+def test_flagged_vmas_break_no_rule() -> None:
+    tables = collect(target_with(lone_flags(5)))
+    assert tables.era.tag_scheme == "unfaulted"
+    assert not [finding.code for finding in audit(tables).findings()]
+
+
+def test_low_bit_in_a_pointer_is_no_scheme() -> None:
+    for tables, codes in (
+        (collect(target_with(lone_flags(5), None)), ["AV601"] * 5),
+        (collect(target_with(lone_flags(5), None, forced="unfaulted")), []),
+        (collect(target_with(lone_flags(5), forced="none")), ["AV601"] * 5),
+    ):
+        assert [finding.code for finding in audit(tables).findings()] == codes
+
+
+@pytest.mark.parametrize("slabs", [True, False], ids=["slabs", "content"])
+@pytest.mark.parametrize("type_name", ["unsigned long", "anon_vma_tree_t"])
+def test_lazy_tags_are_learnt(type_name: str, slabs: bool) -> None:
+    target = target_with(root_vmas, type_name)
+    if not slabs:
+        # Nothing tells where the structs of pages are.
+        target = replace(target, vmcoreinfo=b"")
+    found = collect_tag_scheme(target)
+    assert (found.name, found.certain, found.vma, found.parent) == ("lazy", True, 2, 1)
+    assert "3 with 0x2 lead to VMAs, 2 with 0x1 lead to anon_vmas" in found.evidence
+
+
+def test_enumerators_are_asked() -> None:
+    names = {"ANON_VMA_TREE_VMA": 1, "ANON_VMA_TREE_PARENT": 2}
+    found = collect_tag_scheme(target_with(lone_flags(0), enumerators=names))
+    assert (found.name, found.certain, found.vma, found.parent) == ("lazy", True, 1, 2)
+    assert "ANON_VMA_TREE_VMA is 1" in found.evidence
+    # The words have it the other way round.
+    assert not collect_tag_scheme(target_with(root_vmas, enumerators=names)).certain
+
+
+@pytest.mark.parametrize(("byte", "enabled"), [(0, False), (1, True), (2, True), (0xFF, None)])
+def test_switch(byte: int, enabled: bool | None) -> None:
+    target = target_with(root_vmas, "anon_vma_tree_t")
+    assert collect_tag_scheme(target).enabled is None
+    at = target.symbols["page_offset_base"]
+    memory = OverlayMemory(target.memory, {at: byte})
+    symbols = {**target.symbols, "anon_vma_lazy_key": at}
+    assert collect_tag_scheme(replace(target, memory=memory, symbols=symbols)).enabled is enabled
+
+
+def test_lazy_words_lead_where_they_say() -> None:
+    tables = collect(target_with(root_vmas, "anon_vma_tree_t"))
+    kinds = tables.era.tags.kinds(tables.vmas.anon_vma_pointer, tables.vmas.anon_vma_tag)
+    assert np.count_nonzero(kinds == AnonVmaKind.LAZY_VMA) == 3
+    assert np.count_nonzero(kinds == AnonVmaKind.LAZY_PARENT) == 2
+    lazy = (kinds == AnonVmaKind.LAZY_VMA) | (kinds == AnonVmaKind.LAZY_PARENT)
+    assert (tables.vmas.active[lazy] == NO_ROW).all()
+    assert len(tables.vmas.address) == len(sample()[1].vmas.address)
+
+
+@pytest.mark.parametrize("command", [["audit"], ["stats"], ["vma", "PID"]])
+def test_answers_say_what_was_found(cli: Cli, command: list[str]) -> None:
+    core = str(FIXTURES / "forktree-7.2.core.xz")
+    pid = str(sample()[1].tasks.tgid[0])
+    command = [word.replace("PID", pid) for word in command]
+    said = (
+        "tags in vma->anon_vma: lazy (vma->anon_vma is a pointer; no VMA has a tag: --scheme says "
+        "so)\n"
+    )
+    assert said in cli("-c", core, "--scheme", "lazy", *command).out
+    for auto in ([], ["--scheme", "auto"]):
+        assert "tags in vma->anon_vma" not in cli("-c", core, *auto, *command).out
+    facts = json.loads(cli("-c", core, "--scheme", "lazy", "--format", "json", *command).out)
+    assert facts["target"]["tag_scheme"] == "lazy"
+    assert facts["target"]["tag_scheme_evidence"] in said
+    assert facts["target"]["tag_scheme_enabled"] is None
