@@ -17,8 +17,8 @@ from anonvma_inspect.invariants.catalogue import audit
 
 from .model.eras import ERAS
 from .model.image import Image
+from .model.links import get_anon_vma, put_anon_vma
 from .model.objects import AnonVma, Avc, Vma
-from .model.rmap import get_anon_vma, put_anon_vma
 from .model.script import Operation, Player
 
 DOCS = Path(__file__).parent.parent / "docs" / "known-bugs.md"

@@ -1,22 +1,13 @@
-"""States that no fixture has: a model of the kernel's operations, laid out in memory and audited.
-
-The number of examples is bounded and always the same; ``ANONVMA_MODEL_EXAMPLES=500`` runs so many
-others for each era.
-"""
+"""States that no fixture has: a model of the kernel's operations, laid out and audited."""
 
 from __future__ import annotations
 
 import errno
-import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_state_machine
 
 from anonvma_inspect.collect import collect
@@ -29,166 +20,23 @@ from .clirun import Cli
 from .model.eras import ERAS, Rules
 from .model.image import Image
 from .model.made_up import made_up
-from .model.objects import AnonVma, Avc, Vma
-from .model.picture import Picture, draw_machine, draw_tables
-from .model.script import ADVICE, ARENA_PAGES, PROTECTIONS, Operation, Player, play
-
-_EXAMPLES = os.environ.get("ANONVMA_MODEL_EXAMPLES")
-_SETTINGS = settings(
-    max_examples=int(_EXAMPLES or 4),
-    stateful_step_count=25,
-    derandomize=_EXAMPLES is None,
-    database=None,
-    deadline=None,
-    suppress_health_check=list(HealthCheck),
+from .model.objects import AnonVma
+from .model.script import Operation, Player, play
+from .model.soundness import (
+    SETTINGS,
+    Kernel,
+    assert_nothing_leaks,
+    assert_sound,
+    drawn,
+    has_unequal_chains,
 )
-_MOST_PROCESSES = 6
-#: What kernels with ``degree`` do wrong by themselves (CVE-2022-42703).
-_OF_DOUBLE_REUSE = "AV106"
 
 _eras = pytest.mark.parametrize("rules", ERAS.values(), ids=ERAS)
 
 
-def name_of(process: int) -> str:
-    return f"model-{process}"
-
-
-def drawn(player: Player) -> Picture:
-    processes = player.machine.processes
-    return draw_machine(player.machine, {index: name_of(index) for index in processes}, player.base)
-
-
-def assert_nothing_leaks(player: Player) -> None:
-    """Whatever is allocated can be reached: from a process, or from what pins it."""
-    machine = player.machine
-    vmas = {vma for process in machine.processes.values() for vma in process.mm.vmas}
-    avcs = {avc for vma in vmas for avc in vma.chain}
-    held = {avc.anon_vma for avc in avcs} | set(machine.pins)
-    held |= {anon_vma.root for anon_vma in held}
-    assert set(machine.live(Vma)) == vmas
-    assert set(machine.live(Avc)) == avcs
-    assert set(machine.live(AnonVma)) == held
-
-
-def assert_counts(player: Player) -> None:
-    """The counters are what they are said to be, of all families."""
-    vmas = list(player.machine.live(Vma))
-    for family in player.machine.families():
-        assert family.root in family.members
-        for anon_vma in family.members:
-            used = anon_vma.tree.root is not None
-            pins = player.machine.pins.count(anon_vma)
-            held = len(family.members) - 1 if anon_vma is family.root else 0
-            assert anon_vma.refcount == used + pins + held
-            assert anon_vma.num_active_vmas == sum(vma.anon_vma is anon_vma for vma in vmas)
-            assert anon_vma.num_children == sum(
-                other.parent is anon_vma for other in family.members if other.tree.root is not None
-            )
-
-
-def surplus(player: Player) -> set[AnonVma]:
-    """What something holds that no VMA tells of: AV404's warnings."""
-    pinned = set(player.machine.pins)
-    roots = {anon_vma.root for anon_vma in pinned if anon_vma.tree.root is None}
-    return {anon_vma for anon_vma in pinned | roots if anon_vma.tree.root is not None}
-
-
-def has_unequal_chains(player: Player) -> bool:
-    """Some anon_vma is active in two VMAs that do not have the same anon_vmas."""
-    chains: dict[AnonVma, set[frozenset[AnonVma]]] = {}
-    for vma in player.machine.live(Vma):
-        if vma.anon_vma is not None:
-            chain = frozenset(avc.anon_vma for avc in vma.chain)
-            chains.setdefault(vma.anon_vma, set()).add(chain)
-    return any(len(each) > 1 for each in chains.values())
-
-
-def assert_sound(player: Player, image: Image, target: Target | None = None) -> None:
-    """The audit of the image has nothing to say, and the tables are the model."""
-    tables = collect(target or image.target())
-    result = audit(tables)
-    assert not result.failures
-    assert result.complete
-    findings = list(result.findings())
-    warned = {finding.object_address for finding in findings if finding.code == "AV404"}
-    assert warned == {image.at("anon_vma", anon_vma) for anon_vma in surplus(player)}
-    others = {finding.code for finding in findings if finding.code != "AV404"}
-    assert others == ({_OF_DOUBLE_REUSE} if has_unequal_chains(player) else set())
-    processes = sorted(player.machine.processes)
-    assert not drawn(player).differences(
-        draw_tables(tables, [name_of(index) for index in processes], player.base)
-    )
-    assert set(tables.vmas.address.tolist()) == {
-        image.at("vm_area_struct", vma) for vma in player.machine.live(Vma)
-    }
-
-
-# ---- every state that can be reached
-
-_PAGE = st.integers(0, ARENA_PAGES - 6)
-_FEW = st.integers(1, 6)
-
-
-def _operations(name: str, **more: Any) -> st.SearchStrategy[Operation]:
-    parts = {"page": _PAGE, "pages": _FEW, **more}
-    return st.builds(Operation, process=st.integers(0, 5), name=st.just(name), **parts)
-
-
-_ANY = st.one_of(
-    _operations("write"),
-    _operations("fork"),
-    _operations("write", pages=st.integers(6, 16)),
-    _operations("protect", argument=st.sampled_from(PROTECTIONS).map(int)),
-    _operations("map"),
-    _operations("map-file", to=st.integers(0, 3)),
-    _operations("unmap"),
-    _operations("move", to=_PAGE, argument=_FEW),
-    _operations("leave", to=_PAGE),
-    _operations("resize", to=st.integers(1, 6)),
-    _operations("advise", argument=st.sampled_from(ADVICE)),
-    _operations("share"),
-    _operations("exit"),
-    _operations("pin"),
-    _operations("unpin", argument=st.integers(0, 3)),
-)
-
-
-class Kernel(RuleBasedStateMachine):
-    """A machine of one era, and what becomes of it."""
-
-    era: Rules
-
-    @initialize(seed=st.integers(0, 99))
-    def boot(self, seed: int) -> None:
-        self.player = Player(self.era)
-        self.image = Image(self.player.machine, seed)
-        self.born = 1
-        self.player.do(Operation(0, "map", 0, ARENA_PAGES // 2))
-
-    @rule(operation=_ANY, fails=st.none() | st.none() | st.integers(0, 8))
-    def do(self, operation: Operation, fails: int | None) -> None:
-        alive = sorted(self.player.machine.processes)
-        operation = replace(operation, process=alive[operation.process % len(alive)])
-        if operation.name in ("fork", "share"):
-            if len(alive) == _MOST_PROCESSES:
-                return
-            operation = replace(operation, to=self.born)
-            self.born += 1
-        if operation.name == "exit" and len(alive) == 1:
-            return
-        self.player.machine.allocations_left = fails
-        self.player.do(operation)
-
-    @invariant()
-    def is_sound(self) -> None:
-        assert_nothing_leaks(self.player)
-        assert_counts(self.player)
-        assert_sound(self.player, self.image)
-
-
 @_eras
 def test_every_state_is_sound(rules: Rules) -> None:
-    run_state_machine(type("Kernel", (Kernel,), {"era": rules}), settings=_SETTINGS)
+    run_state_machine(type("Kernel", (Kernel,), {"era": rules}), settings=SETTINGS)
 
 
 @_eras

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ("ERAS", "Rules")
+from .lazy_rules import LazyRules
+
+__all__ = ("ERAS", "SCHEMES", "Rules")
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Rules:
     mremap_checks_first: bool = True
     #: It moves all VMAs of a range. Since v6.17.
     mremap_moves_many: bool = True
+    #: ANON_VMA_LAZY, a proposal.
+    lazy: LazyRules | None = None
+    #: ANON_VMA_UNFAULTED, another: a guard makes no anon_vma, but sets a flag in its place.
+    unfaulted: bool = False
 
 
 _V7_3 = Rules("7.3")
@@ -91,3 +97,10 @@ _V4_14 = replace(_V5_10, name="4.14", reuse_by_degree=True, dontunmap=None)
 _V3_19 = replace(_V4_14, name="3.19")
 
 ERAS = {rules.name: rules for rules in (_V3_19, _V4_14, _V5_10, _V6_1, _V6_12, _V7_0, _V7_3)}
+
+#: Proposals that put tags into ``vma->anon_vma``: neither is in a release. They are modelled on the
+#: kernels that they were, or might be, made for.
+SCHEMES = {
+    "lazy": replace(_V7_0, name="7.0-lazy", lazy=LazyRules()),
+    "unfaulted": replace(_V7_3, name="7.3-unfaulted", unfaulted=True),
+}

@@ -17,10 +17,11 @@ from anonvma_inspect.target.btf import Btf
 from anonvma_inspect.target.layouts import Field
 from anonvma_inspect.target.memory import AddressSpace
 
-from .layouts import capture_of, layouts_of
-from .objects import AnonVma, Avc, Machine, Mm, Vma
+from .layouts import btf_of, layouts_of
+from .objects import AnonVma, Avc, Machine, Mm, Parent, Process, RootVma, Vma
 from .rbtree import LEFT, Node
 from .slabs import PAGE, Ram
+from .tagged import Tags
 
 __all__ = ("Image", "pid_of")
 
@@ -32,6 +33,8 @@ _VM_MAY = 0x70
 _LEAF_64, _ARANGE_64 = 1, 3
 _MAPLE_SLOTS = {_LEAF_64: 16, _ARANGE_64: 10}
 _MAX = 2**64 - 1
+
+_DEFAULT_TAGS = {"7.0-lazy": Tags(vma=1, parent=2), "7.3-unfaulted": Tags(unfaulted=1)}
 
 T = TypeVar("T")
 
@@ -46,12 +49,16 @@ class Image:
 
     :param seed: Decides where that is.
     :param name: What the processes are called, with their numbers behind it.
+    :param tags: What a kernel of a proposal puts into ``vma->anon_vma``; by default, as it likes.
     """
 
-    def __init__(self, machine: Machine, seed: int = 0, name: str = "model") -> None:
+    def __init__(
+        self, machine: Machine, seed: int = 0, name: str = "model", tags: Tags | None = None
+    ) -> None:
         self.machine = machine
         self.name = name
-        self.layouts = layouts_of(machine.rules)
+        self.tags = tags or _DEFAULT_TAGS.get(machine.rules.name)
+        self.layouts = layouts_of(machine.rules, self.tags)
         self.ram = Ram(seed)
         size = self.layouts.size("task_struct")
         assert size is not None
@@ -127,10 +134,10 @@ class Image:
         )
 
     def _load_btf(self) -> Btf:
-        capture = capture_of(self.machine.rules)
-        if capture is None:
+        btf = btf_of(self.machine.rules, self.tags)
+        if btf is None:
             raise TargetError("this era has no BTF of its own")
-        return capture.target.load_btf()
+        return btf
 
     def _write_tasks(self) -> None:
         task = "task_struct"
@@ -180,9 +187,17 @@ class Image:
         self._put(struct, at, mm.users, "mm_users.counter")
         self._put(struct, at, len(mm.vmas), "map_count")
         self._put(struct, at, 0, "flags.__mm_flags", "flags")
-        self._put(struct, at, 0, "mmap_lock.count.counter", "mmap_lock.rwbase.readers.counter")
+        self._write_rwsem(struct, at, "mmap_lock", mm.writer)
         for name in ("start_brk", "brk", "start_stack", "context.vdso"):
             self._put(struct, at, 0, name)
+
+    # Free, or held for write. On PREEMPT_RT READER_BIAS or WRITER_BIAS, include/linux/rwbase_rt.h.
+    def _write_rwsem(self, struct: str, at: int, name: str, writer: Process | None) -> None:
+        owner = 0 if writer is None else self.at("task_struct", writer)
+        self._put(struct, at, int(writer is not None), f"{name}.count.counter")
+        readers = 1 << (31 if writer is None else 30)
+        self._put(struct, at, readers, f"{name}.rwbase.readers.counter")
+        self._put(struct, at, owner, f"{name}.owner.counter", f"{name}.rwbase.rtmutex.owner")
 
     # The red-black tree of VMAs, up to v6.0: as flat as can be, its last level red.
     def _write_vma_tree(self, vmas: list[Vma], level: int, last: int, parent: int) -> int:
@@ -251,18 +266,30 @@ class Image:
 
     # ---- the reverse map
 
+    def word(self, vma: Vma) -> int:
+        """``vma->anon_vma``, with its tag."""
+        tags = self.tags or Tags()
+        assert [vma.anon_vma, vma.lazy, vma.unfaulted or None].count(None) >= 2
+        if isinstance(vma.lazy, RootVma):
+            return self.at("vm_area_struct", vma.lazy.vma) | tags.vma
+        if isinstance(vma.lazy, Parent):
+            return self.at("anon_vma", vma.lazy.anon_vma) | tags.parent
+        if vma.unfaulted:
+            return tags.unfaulted
+        return 0 if vma.anon_vma is None else self.at("anon_vma", vma.anon_vma)
+
     def _write_vma(self, vma: Vma) -> None:
         struct, at = "vm_area_struct", self.at("vm_area_struct", vma)
         file = 0 if vma.file is None else self.at("file", vma.file)
-        anon_vma = 0 if vma.anon_vma is None else self.at("anon_vma", vma.anon_vma)
+        attached = vma in vma.mm.vmas
         for name, value in (
             *(("vm_start", vma.start * PAGE), ("vm_end", vma.end * PAGE)),
             *(("vm_pgoff", vma.pgoff), ("vm_flags", vma.flags | _VM_MAY), ("vm_file", file)),
-            *(("vm_mm", self.at("mm_struct", vma.mm)), ("anon_vma", anon_vma)),
+            *(("vm_mm", self.at("mm_struct", vma.mm)), ("anon_vma", self.word(vma))),
             ("__vm_anon_pgoff_lo", vma.anon_pgoff & 0xFFFFFFFF),
             ("__vm_anon_pgoff_hi", vma.anon_pgoff >> 32),
             # Attached: not detached (v6.4), or with one reference (v6.15).
-            *(("detached", 0), ("vm_refcnt", 1)),
+            *(("detached", not attached), ("vm_refcnt", attached)),
         ):
             self._put(struct, at, value, name)
         self._write_list(
@@ -309,9 +336,6 @@ class Image:
             (anon_vma.degree, "degree"),
             (self._rb(anon_vma.tree.root), "rb_root.rb_root.rb_node", "rb_root.rb_node"),
             (self._rb(first), "rb_root.rb_leftmost"),
-            (0, "rwsem.count.counter"),
-            # Free on PREEMPT_RT: READER_BIAS, include/linux/rwbase_rt.h.
-            (1 << 31, "rwsem.rwbase.readers.counter"),
-            (0, "rwsem.owner.counter"),
         ):
             self._put(struct, at, value, *names)
+        self._write_rwsem(struct, at, "rwsem", anon_vma.writer)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, replace
 
+from anonvma_inspect.target.btf import Btf, BtfLayouts
 from anonvma_inspect.target.layouts import Field, Layouts
 
 from ..captures import CAPTURES, Capture
 from .eras import Rules
+from .tagged import Tags, tagged_btf
 
-__all__ = ("capture_of", "layouts_of")
+__all__ = ("TYPES", "btf_of", "layouts_of")
 
 _CAPTURE = {
     "5.10": "special-5.10",
@@ -18,7 +20,15 @@ _CAPTURE = {
     "6.12": "mixed-6.12",
     "7.0": "forktree-7.2",
     "7.3": "mixed-7.3",
+    "7.0-lazy": "forktree-7.2",
+    "7.3-unfaulted": "mixed-7.3",
 }
+
+#: What an image has objects of, and what an audit asks of others.
+TYPES = (
+    *("task_struct", "signal_struct", "mm_struct", "maple_node", "vm_area_struct"),
+    *("anon_vma_chain", "anon_vma", "file"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,30 @@ class _WithDegree:
         return self.base.enumerator(name)
 
 
-def capture_of(rules: Rules) -> Capture | None:
-    """The fixture whose layouts an era has as they are."""
+def _capture_of(rules: Rules) -> Capture | None:
+    # The fixture of the kernel that an era is modelled on.
     wanted = _CAPTURE.get(rules.name)
     return next((capture for capture in CAPTURES if capture.name == wanted), None)
 
 
 @functools.cache
-def layouts_of(rules: Rules) -> Layouts:
+def btf_of(rules: Rules, tags: Tags | None) -> Btf | None:
+    """The types of an era; ``None`` if it has none but those that are made up.
+
+    :param tags: What ``vma->anon_vma`` has, where it is no pointer.
+    """
+    capture = _capture_of(rules)
+    if capture is None:
+        return None
+    btf = capture.target.load_btf()
+    return btf if tags is None else tagged_btf(btf, TYPES, tags)
+
+
+@functools.cache
+def layouts_of(rules: Rules, tags: Tags | None = None) -> Layouts:
     """The layouts of an era."""
-    capture = capture_of(rules)
-    if capture is not None:
-        return capture.target.layouts
+    btf = btf_of(rules, tags)
+    if btf is not None:
+        return BtfLayouts(btf)
     old = next(capture for capture in CAPTURES if capture.name == _CAPTURE["5.10"])
     return _WithDegree(old.target.layouts, cached=rules.name != "3.19")

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from .objects import AnonVma, Flag, Mm, OutOfMemory, Stretch, Vma, continues
+from .guards import take_guards
+from .links import put_vma
+from .objects import Flag, Mm, OutOfMemory, Stretch, Vma, Word, continues
 from .rmap import anon_vma_clone, unlink_anon_vmas
 
 __all__ = ("Proposal", "merge_existing", "merge_new", "out_of_trees")
@@ -21,6 +23,7 @@ class Proposal:
     """``struct vma_merge_struct``: a range as it is to be, and what is around it.
 
     :ivar prev: The VMA before it; it need not be adjacent, nor need ``next``.
+    :ivar word: ``anon_vma``: what the range has.
     :ivar middle: The VMA that it is in; ``None`` if it is new.
     :ivar copied_from: The VMA that ``mremap()`` is about to move here.
     """
@@ -34,7 +37,7 @@ class Proposal:
     anon_pgoff: int
     prev: Vma | None
     next: Vma | None
-    anon_vma: AnonVma | None = None
+    word: Word = None
     middle: Vma | None = None
     copied_from: Vma | None = None
 
@@ -55,13 +58,13 @@ def _is_like(proposal: Proposal, vma: Vma) -> bool:
     # is_mergeable_vma() and is_mergeable_anon_vma().
     if vma.flags != proposal.flags or vma.file != proposal.file:
         return False
-    theirs, ours = vma.anon_vma, proposal.anon_vma
+    theirs, ours = vma.word, proposal.word
     if not proposal.mm.machine.rules.unfaulted_takes_in:
-        return theirs is ours or (None in (theirs, ours) and len(vma.chain) == 1)
+        return theirs == ours or (None in (theirs, ours) and len(vma.chain) == 1)
     if theirs is None and ours is not None:
         sources = (proposal.middle, proposal.copied_from)
         return not any(source.is_fork_child() for source in sources if source is not None)
-    return theirs is ours or (ours is None and not vma.is_fork_child())
+    return theirs == ours or (ours is None and not vma.is_fork_child())
 
 
 def _continues(low: Stretch, high: Stretch, proposal: Proposal) -> bool:
@@ -86,14 +89,14 @@ def _joining_next(proposal: Proposal) -> Vma | None:
 
 # That both neighbours fit the proposal does not mean that they fit each other.
 def _fit_each_other(prev: Vma, after: Vma) -> bool:
-    return None in (prev.anon_vma, after.anon_vma) or prev.anon_vma is after.anon_vma
+    return None in (prev.word, after.word) or prev.word == after.word
 
 
 def _dup_anon_vma(dst: Vma, src: Vma) -> bool:
     # dup_anon_vma(): one that has none takes over those of what becomes part of it.
-    if src.anon_vma is None or dst.anon_vma is not None:
+    if src.word is None or dst.word is not None:
         return False
-    dst.anon_vma = src.anon_vma
+    dst.anon_vma, dst.lazy = src.anon_vma, src.lazy
     anon_vma_clone(dst, src)
     return True
 
@@ -111,7 +114,7 @@ def _prepare_nodes(mm: Mm, target: Vma, copied: bool) -> None:
 def _remove(mm: Mm, vma: Vma) -> None:
     mm.vmas.remove(vma)
     unlink_anon_vmas(vma)
-    mm.machine.free(vma)
+    put_vma(vma)
 
 
 def merge_existing(proposal: Proposal) -> Vma | None:
@@ -131,7 +134,7 @@ def merge_existing(proposal: Proposal) -> Vma | None:
     if target is None:
         return None
     # Of what becomes part of it, whichever has an anon_vma.
-    source = right if right is not None and right.anon_vma is not None else middle
+    source = right if right is not None and right.word is not None else middle
     copied = _dup_anon_vma(target, source)
     _prepare_nodes(mm, target, copied)
     gone = [middle] if whole else []
@@ -151,6 +154,7 @@ def merge_existing(proposal: Proposal) -> Vma | None:
             if not whole:
                 middle.end = proposal.start
             right.move_start(proposal.start)
+    take_guards(target, middle, *gone)
     for vma in gone:
         _remove(mm, vma)
     return target
@@ -167,7 +171,7 @@ def merge_new(proposal: Proposal, *, prefer_next: bool = False) -> Vma | None:
     if left is not None and right is not None:
         if prefer_next:
             # __mmap_region(), v6.1: prev must fit as if next were what is mapped.
-            proposal.anon_vma = right.anon_vma
+            proposal.word = right.word
             left = _joining_prev(proposal)
         elif not _fit_each_other(left, right):
             right = None
@@ -183,6 +187,9 @@ def merge_new(proposal: Proposal, *, prefer_next: bool = False) -> Vma | None:
             target.move_start(proposal.start)
         else:
             left.end = proposal.end if right is None else right.end
-    if left is not None and right is not None:
-        _remove(proposal.mm, right)
+    swallowed = [right] if left is not None and right is not None else []
+    moved = [proposal.copied_from] if proposal.copied_from is not None else []
+    take_guards(target, *swallowed, *moved)
+    for vma in swallowed:
+        _remove(proposal.mm, vma)
     return target

@@ -11,8 +11,8 @@ import errno
 
 from .merge import Proposal, merge_new, out_of_trees
 from .objects import Mm, OutOfMemory, Vma
-from .rmap import anon_vma_clone, unlink_anon_vmas
-from .vma import Refused, munmap
+from .rmap import unlink_anon_vmas
+from .vma import Refused, clone_into, munmap
 
 __all__ = ("mremap_move", "mremap_resize")
 
@@ -23,8 +23,8 @@ def _copy_vma(vma: Vma, start: int, end: int, at: int, keep: bool) -> tuple[Vma,
     mm = vma.mm
     rules = mm.machine.rules
     pgoff, anon_pgoff = vma.pgoff + at - vma.start, vma.anon_pgoff + at - vma.start
-    alone = vma.anon_vma is None and vma.file is None
-    if vma.anon_vma is None:
+    alone = vma.word is None and vma.file is None
+    if vma.word is None:
         # Nothing has such an offset yet: the copy starts anew.
         anon_pgoff = start
         if vma.file is None:
@@ -39,7 +39,7 @@ def _copy_vma(vma: Vma, start: int, end: int, at: int, keep: bool) -> tuple[Vma,
         anon_pgoff=anon_pgoff,
         prev=mm.before(start),
         next=mm.find(start),
-        anon_vma=vma.anon_vma,
+        word=vma.word,
         copied_from=vma,
     )
     if alone and keep and rules.keeping_source == "itself":
@@ -58,13 +58,7 @@ def _copy_vma(vma: Vma, start: int, end: int, at: int, keep: bool) -> tuple[Vma,
             return merged, merged if swallowed else vma
     new = mm.machine.allocate(vma.dup())
     new.start, new.end, new.pgoff, new.anon_pgoff = start, end, pgoff, anon_pgoff
-    try:
-        anon_vma_clone(new, vma)
-        mm.machine.allocate_nodes()
-    except OutOfMemory:
-        unlink_anon_vmas(new)
-        mm.machine.free(new)
-        raise
+    clone_into(new, vma)
     mm.add(new)
     return new, vma
 
@@ -175,6 +169,6 @@ def mremap_resize(mm: Mm, start: int, old: int, new: int) -> None:
             anon_pgoff=vma.anon_pgoff + pages,
             prev=vma,
             next=after,
-            anon_vma=vma.anon_vma,
+            word=vma.word,
         )
     )

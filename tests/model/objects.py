@@ -6,9 +6,9 @@ Addresses and lengths are in pages; names are the kernel's, without its prefixes
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from .eras import Rules
 from .rbtree import Node, Tree
@@ -18,12 +18,16 @@ __all__ = (
     "Avc",
     "Family",
     "Flag",
+    "Lazy",
     "Machine",
     "Mm",
     "OutOfMemory",
+    "Parent",
     "Process",
+    "RootVma",
     "Stretch",
     "Vma",
+    "Word",
     "continues",
 )
 
@@ -78,6 +82,8 @@ class AnonVma:
     refcount: int = 1
     num_children: int = 0
     num_active_vmas: int = 0
+    #: Who has it locked; of a root only.
+    writer: Process | None = None
     #: The nodes of AVCs.
     tree: Tree = field(init=False)
 
@@ -103,15 +109,39 @@ class Avc:
         self.rb = Node(self)
 
 
+@dataclass(frozen=True)
+class RootVma:
+    """``vma->anon_vma`` tagged ANON_VMA_TREE_VMA: nothing but VMAs of one mm ever shared pages."""
+
+    vma: Vma
+
+
+@dataclass(frozen=True)
+class Parent:
+    """``vma->anon_vma`` tagged ANON_VMA_TREE_PARENT: a fork's child that uses its parent's."""
+
+    anon_vma: AnonVma
+
+
+Lazy: TypeAlias = RootVma | Parent
+#: What decides whether two VMAs are alike.
+Word: TypeAlias = AnonVma | Lazy | None
+
+
 @dataclass(eq=False)
 class Vma:
     """``struct vm_area_struct``, of a private mapping.
+
+    The kernel has one word for ``anon_vma``, ``lazy`` and ``unfaulted``: at most one is set.
 
     :ivar file: Which file; ``None`` for anonymous memory.
     :ivar pgoff: ``vm_pgoff``.
     :ivar anon_pgoff: The page offset that the anonymous pages of a mapping have, whatever it maps.
         In the kernel only since v7.3.
     :ivar chain: ``anon_vma_chain``, the first entry first.
+    :ivar lazy: What it has instead of an anon_vma under ANON_VMA_LAZY.
+    :ivar unfaulted: The flag ANON_VMA_UNFAULTED.
+    :ivar holders: Who keeps the object: its mm, and the VMAs whose root VMA it is.
     """
 
     mm: Mm
@@ -123,10 +153,18 @@ class Vma:
     anon_pgoff: int
     anon_vma: AnonVma | None = None
     chain: list[Avc] = field(default_factory=list)
+    lazy: Lazy | None = None
+    unfaulted: bool = False
+    holders: int = 1
+
+    @property
+    def word(self) -> Word:
+        """``vma->anon_vma``, without the flag."""
+        return self.anon_vma or self.lazy
 
     def dup(self) -> Vma:
         """``vm_area_dup()``: all the same, but for the chain, which is empty."""
-        return replace(self, chain=[])
+        return replace(self, chain=[], holders=1)
 
     def move_start(self, start: int) -> None:
         """Move the lower end, and with it the offsets."""
@@ -137,7 +175,9 @@ class Vma:
 
     def is_fork_child(self) -> bool:
         """It has anon_vmas of another process: it came with a fork."""
-        return self.anon_vma is not None and len(self.chain) != 1
+        if isinstance(self.lazy, RootVma):
+            return False
+        return self.word is not None and len(self.chain) != 1
 
 
 @dataclass(eq=False)
@@ -145,10 +185,12 @@ class Mm:
     """``struct mm_struct``.
 
     :ivar vmas: In order of address.
+    :ivar writer: Who has it locked.
     """
 
     machine: Machine
     users: int = 1
+    writer: Process | None = None
     vmas: list[Vma] = field(default_factory=list)
 
     def find(self, page: int) -> Vma | None:
@@ -193,12 +235,21 @@ class Machine:
         self.processes: dict[int, Process] = {}
         self.pins: list[AnonVma] = []
         self._live: dict[Any, None] = {}
+        #: The runtime switch of ANON_VMA_LAZY.
+        self.lazy_enabled = rules.lazy is not None
+        #: Called in the middle of operations that others can see the middle of, with its name.
+        self.watch: Callable[[str], None] | None = None
         #: So many allocations succeed, then one fails; ``None``: all succeed.
         self.allocations_left: int | None = None
 
     def key(self, vma: Vma) -> int:
         """What anon_vmas' trees are sorted by (``avc_start_pgoff()``, ``mm/interval_tree.c``)."""
         return vma.anon_pgoff if self.rules.anon_pgoff_is_key else vma.pgoff
+
+    def passes(self, state: str) -> None:
+        """Tell whoever watches that a state has been reached that others can see."""
+        if self.watch is not None:
+            self.watch(state)
 
     def _may_fail(self) -> None:
         if self.allocations_left is not None:

@@ -150,7 +150,7 @@ def draw_tables(
             "flags": int(vmas.vm_flags[row]) & _FLAGS,
             "pgoff": int(vmas.vm_pgoff[row]),
             "key": int(vmas.key_first[row]),
-            "anon_vma": numbered(int(vmas.active[row])),
+            "anon_vma": None if vmas.anon_vma_tag[row] else numbered(int(vmas.active[row])),
             "chain": [numbered(int(avcs.anon_vma_row[entry])) for entry in entries],
         }
 

@@ -25,7 +25,7 @@ def fork(parent: Process, index: int) -> Process:
     :raises OutOfMemory: there is no child.
     """
     machine = parent.mm.machine
-    mm = machine.allocate(Mm(machine))
+    mm = machine.allocate(Mm(machine, writer=parent.mm.writer))
     try:
         for vma in parent.mm.vmas:
             if not vma.flags & Flag.DONTCOPY:
@@ -33,6 +33,7 @@ def fork(parent: Process, index: int) -> Process:
     except OutOfMemory:
         _put_mm(mm)
         raise
+    mm.writer = None
     return _add(machine, index, mm)
 
 
@@ -41,7 +42,8 @@ def _dup_vma(mm: Mm, old: Vma) -> None:
     new.mm = mm
     try:
         if old.flags & Flag.WIPEONFORK:
-            new.anon_vma = None
+            new.anon_vma = new.lazy = None
+            new.unfaulted = False
         else:
             anon_vma_fork(new, old)
     except OutOfMemory:

@@ -2,44 +2,29 @@
 
 from __future__ import annotations
 
-from .objects import AnonVma, Avc, Flag, OutOfMemory, Vma, continues
+from . import lazy
+from .links import get_anon_vma, link, mergeable_anon_vmas, put_anon_vma
+from .objects import AnonVma, Avc, OutOfMemory, Parent, RootVma, Vma
 
 __all__ = (
     "anon_vma_clone",
     "anon_vma_fork",
     "anon_vma_prepare",
-    "get_anon_vma",
-    "put_anon_vma",
     "unlink_anon_vmas",
 )
 
 
-def get_anon_vma(anon_vma: AnonVma) -> None:
-    """``get_anon_vma()``, ``include/linux/rmap.h``."""
-    anon_vma.refcount += 1
-
-
-def put_anon_vma(anon_vma: AnonVma) -> None:
-    """``put_anon_vma()``: the last one to go gives the root back, too."""
-    anon_vma.refcount -= 1
-    if anon_vma.refcount == 0:
-        anon_vma.machine.free(anon_vma)
-        if anon_vma.root is not anon_vma:
-            put_anon_vma(anon_vma.root)
-
-
-def _link(avc: Avc) -> None:
-    # anon_vma_chain_assign() and anon_vma_interval_tree_insert().
-    avc.vma.chain.insert(0, avc)
-    avc.anon_vma.tree.insert(avc.rb)
-
-
 def anon_vma_prepare(vma: Vma) -> None:
     """``__anon_vma_prepare()``: the first write to a private mapping is about to be done."""
-    if vma.anon_vma is not None:
+    if vma.word is not None:
         return
     machine = vma.mm.machine
-    anon_vma = _find_mergeable(vma)
+    if machine.lazy_enabled:
+        lazy.prepare(vma)
+        return
+    # Only a neighbour that has nothing of another process shares what it has.
+    alike = [old.anon_vma for old in mergeable_anon_vmas(vma) if len(old.chain) == 1]
+    anon_vma = alike[0] if alike else None
     fresh = anon_vma is None
     if anon_vma is None:
         anon_vma = machine.allocate(AnonVma(machine))
@@ -50,30 +35,9 @@ def anon_vma_prepare(vma: Vma) -> None:
         if fresh:
             put_anon_vma(anon_vma)
         raise
-    vma.anon_vma = anon_vma
-    _link(avc)
+    vma.anon_vma, vma.unfaulted = anon_vma, False
+    link(avc)
     anon_vma.num_active_vmas += 1
-
-
-def _find_mergeable(vma: Vma) -> AnonVma | None:
-    # find_mergeable_anon_vma(), mm/mmap.c, since v6.12 mm/vma.c. Only a neighbour that has
-    # nothing of another process shares what it has.
-    after, before = vma.mm.find(vma.end), vma.mm.before(vma.start)
-    for old, low, high in ((after, vma, after), (before, before, vma)):
-        if low is None or high is None or old is None or not _are_compatible(low, high):
-            continue
-        if old.anon_vma is not None and len(old.chain) == 1:
-            return old.anon_vma
-    return None
-
-
-def _are_compatible(low: Vma, high: Vma) -> bool:
-    # anon_vma_compatible(): but for the protection as if of one mapping.
-    return (
-        low.file == high.file
-        and (low.flags ^ high.flags) & ~Flag.ACCESS == 0
-        and continues(low, high, anon=low.mm.machine.rules.anon_pgoff_is_key)
-    )
 
 
 def anon_vma_clone(dst: Vma, src: Vma, *, fork: bool = False) -> None:
@@ -84,6 +48,11 @@ def anon_vma_clone(dst: Vma, src: Vma, *, fork: bool = False) -> None:
     :raises OutOfMemory: ``dst`` is left with neither chain nor anon_vma.
     """
     machine = src.mm.machine
+    if isinstance(src.lazy, RootVma):
+        if lazy.link_root(dst, src):
+            return
+    elif isinstance(src.lazy, Parent):
+        lazy.upgrade_to_clone(dst, src)
     try:
         for avc in src.chain if machine.rules.clone_reverses else reversed(src.chain):
             dst.chain.insert(0, machine.allocate(Avc(dst, avc.anon_vma)))
@@ -98,7 +67,8 @@ def anon_vma_clone(dst: Vma, src: Vma, *, fork: bool = False) -> None:
         avc.anon_vma.tree.insert(avc.rb)
         if fork and dst.anon_vma is None and _is_reusable(avc.anon_vma, src):
             dst.anon_vma = avc.anon_vma
-    if dst.anon_vma is not None:
+            dst.anon_vma.num_active_vmas += 1
+    if not fork and dst.anon_vma is not None:
         dst.anon_vma.num_active_vmas += 1
 
 
@@ -115,13 +85,18 @@ def anon_vma_fork(vma: Vma, pvma: Vma) -> None:
 
     :raises OutOfMemory: it is left with none.
     """
-    if pvma.anon_vma is None:
+    if pvma.word is None:
         return
     machine = vma.mm.machine
-    vma.anon_vma = None
+    lazy.upgrade_to_fork(pvma)
+    vma.anon_vma = vma.lazy = None
     anon_vma_clone(vma, pvma, fork=True)
-    if vma.anon_vma is not None:
+    if vma.word is not None:
         return
+    if machine.lazy_enabled:
+        lazy.link_parent(vma, pvma)
+        return
+    assert pvma.anon_vma is not None
     # Since v7.0 allocated before the clone, and given back where there is one to reuse.
     try:
         anon_vma = machine.allocate(AnonVma(machine))
@@ -137,13 +112,15 @@ def anon_vma_fork(vma: Vma, pvma: Vma) -> None:
     get_anon_vma(anon_vma.root)
     vma.anon_vma = anon_vma
     anon_vma.num_active_vmas += 1
-    _link(avc)
+    link(avc)
     anon_vma.parent.num_children += 1
 
 
 def unlink_anon_vmas(vma: Vma) -> None:
     """``unlink_anon_vmas()``: take a VMA out of everything."""
     machine = vma.mm.machine
+    if lazy.drop(vma):
+        machine.passes("unlink dropped")
     emptied = []
     for avc in vma.chain:
         avc.anon_vma.tree.remove(avc.rb)

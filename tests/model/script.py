@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 from .eras import Rules
+from .guards import guard_install, guard_remove
+from .links import get_anon_vma, put_anon_vma
 from .mremap import mremap_move, mremap_resize
 from .objects import Flag, Machine, Mm, OutOfMemory, Process, Vma
 from .process import exit_process, fork, new_process, share
-from .rmap import anon_vma_prepare, get_anon_vma, put_anon_vma
+from .rmap import anon_vma_prepare
 from .vma import Refused, change, mmap, munmap
 
 __all__ = ("ADVICE", "ARENA_PAGES", "PROTECTIONS", "Operation", "Player", "play")
@@ -68,6 +70,7 @@ class Player:
         :return: 0, or the error that it ends with.
         """
         process = self.machine.processes[operation.process]
+        process.mm.writer = process
         try:
             _OPERATIONS[operation.name](self, process, operation)
         except Refused as refused:
@@ -75,6 +78,7 @@ class Player:
         except OutOfMemory:
             return errno.ENOMEM
         finally:
+            process.mm.writer = None
             self.machine.allocations_left = None
         return 0
 
@@ -120,6 +124,10 @@ def _unpin(player: Player, number: int) -> None:
     put_anon_vma(pins.pop(number % len(pins)))
 
 
+def _switch(player: Player, enabled: bool) -> None:
+    player.machine.lazy_enabled = enabled and player.machine.rules.lazy is not None
+
+
 def _at(player: Player, operation: Operation) -> tuple[int, int]:
     start = player.base + operation.page
     return start, start + operation.pages
@@ -146,6 +154,10 @@ _OPERATIONS: dict[str, Callable[[Player, Process, Operation], object]] = {
     "share": lambda p, who, op: share(who, op.to),
     "pin": lambda p, who, op: _pin(p, who, p.base + op.page),
     "unpin": lambda p, who, op: _unpin(p, op.argument),
+    # Of proposals.
+    "guard": lambda p, who, op: guard_install(who.mm, *_at(p, op)),
+    "unguard": lambda p, who, op: guard_remove(who.mm, *_at(p, op)),
+    "switch": lambda p, who, op: _switch(p, bool(op.argument)),
 }
 
 

@@ -6,11 +6,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 
+from .links import put_vma
 from .merge import Proposal, merge_existing, merge_new, out_of_trees
 from .objects import Flag, Mm, OutOfMemory, Vma
 from .rmap import anon_vma_clone, unlink_anon_vmas
 
-__all__ = ("Refused", "change", "mmap", "munmap", "release")
+__all__ = ("Refused", "change", "clone_into", "mmap", "munmap", "release")
 
 
 class Refused(Exception):  # noqa: N818  # an answer of the kernel's, no error of the model
@@ -19,6 +20,26 @@ class Refused(Exception):  # noqa: N818  # an answer of the kernel's, no error o
     def __init__(self, number: int) -> None:
         super().__init__(errno.errorcode[number])
         self.errno = number
+
+
+def clone_into(new: Vma, old: Vma) -> None:
+    """Give a new VMA the anon_vmas of the one it is a copy of.
+
+    :raises OutOfMemory: there is no new VMA.
+    """
+    machine = old.mm.machine
+    try:
+        anon_vma_clone(new, old)
+    except OutOfMemory:
+        machine.free(new)
+        raise
+    try:
+        # Since v6.2 or so before the clone, so that there is nothing to undo.
+        machine.allocate_nodes()
+    except OutOfMemory:
+        unlink_anon_vmas(new)
+        machine.free(new)
+        raise
 
 
 def split(vma: Vma, page: int, *, new_below: bool) -> Vma:
@@ -34,14 +55,7 @@ def split(vma: Vma, page: int, *, new_below: bool) -> Vma:
         new.end = page
     else:
         new.move_start(page)
-    try:
-        anon_vma_clone(new, vma)
-        # Since v6.2 or so before the clone, so that there is nothing to undo.
-        mm.machine.allocate_nodes()
-    except OutOfMemory:
-        unlink_anon_vmas(new)
-        mm.machine.free(new)
-        raise
+    clone_into(new, vma)
     with out_of_trees(vma):
         if new_below:
             vma.move_start(page)
@@ -70,7 +84,7 @@ def release(vmas: list[Vma]) -> None:
     """``free_pgtables()`` and ``remove_vma()``: VMAs that no mm has any more."""
     for vma in vmas:
         unlink_anon_vmas(vma)
-        vma.mm.machine.free(vma)
+        put_vma(vma)
 
 
 def munmap(mm: Mm, start: int, end: int) -> None:
@@ -136,7 +150,7 @@ def _modify(vma: Vma, prev: Vma | None, start: int, end: int, flags: Flag) -> Vm
         anon_pgoff=vma.anon_pgoff + delta,
         prev=prev,
         next=mm.find(vma.end),
-        anon_vma=vma.anon_vma,
+        word=vma.word,
         middle=vma,
     )
     try:

@@ -1,0 +1,273 @@
+"""Proposals that put tags into ``vma->anon_vma``, on the model: what each operation leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from .model import lazy
+from .model.eras import SCHEMES
+from .model.lazy_rules import LazyRules
+from .model.objects import AnonVma, Lazy, Parent, RootVma, Vma
+from .model.script import Operation, Player
+from .model.soundness import assert_counts, assert_nothing_leaks
+
+READ, WRITE = 1, 3
+
+
+def started(name: str = "lazy", pages: int = 8, posted: LazyRules | None = None) -> Player:
+    """A process with one mapping that it wrote to."""
+    rules = SCHEMES[name]
+    player = Player(rules if posted is None else replace(rules, lazy=posted))
+    return do(player, (0, "map", 0, pages), (0, "write", 0))
+
+
+def do(player: Player, *operations: tuple[int | str, ...]) -> Player:
+    """Operations that succeed, each as :class:`Operation` has them."""
+    for operation in operations:
+        assert player.do(Operation(*operation)) == 0, operation  # type: ignore[arg-type]
+    return player
+
+
+def vma(player: Player, process: int = 0, number: int = 0) -> Vma:
+    return player.machine.processes[process].mm.vmas[number]
+
+
+def words(player: Player, process: int = 0) -> list[AnonVma | Lazy | None]:
+    return [each.word for each in player.machine.processes[process].mm.vmas]
+
+
+def anon_vma(player: Player, process: int = 0, number: int = 0) -> AnonVma:
+    found = vma(player, process, number).anon_vma
+    assert found is not None
+    return found
+
+
+def assert_whole(player: Player) -> None:
+    assert_nothing_leaks(player)
+    assert_counts(player)
+
+
+# ---- ANON_VMA_LAZY
+
+
+def test_first_fault() -> None:
+    """It allocates nothing."""
+    player = started()
+    assert words(player) == [RootVma(vma(player))]
+    assert vma(player).holders == 2
+    assert not list(player.machine.live(AnonVma))
+    assert_whole(player)
+
+
+def test_split_and_merge_share_the_root_vma() -> None:
+    player = do(started(), (0, "protect", 2, 2, 0, READ))
+    root = vma(player, number=2) if isinstance(words(player)[2], RootVma) else vma(player)
+    assert len(set(words(player))) == 1
+    assert_whole(player)
+    do(player, (0, "protect", 2, 2, 0, WRITE))
+    (word,) = words(player)
+    assert isinstance(word, RootVma)
+    assert word.vma.holders == (2 if word.vma is vma(player) else 1)
+    assert root.mm is vma(player).mm
+    assert_whole(player)
+
+
+def test_an_unfaulted_neighbour_joins_the_root_vma() -> None:
+    player = do(started(), (0, "map", 8, 4))
+    assert len(words(player)) == 1
+    do(player, (0, "map", 20, 2), (0, "move", 20, 2, 12, 2))
+    assert len(words(player)) == 1
+    assert_whole(player)
+
+
+def test_mremap_shares_the_root_vma() -> None:
+    player = do(started(), (0, "move", 4, 2, 16, 2))
+    assert [type(word) for word in words(player)] == [RootVma] * 3
+    assert len(set(words(player))) == 1
+    assert_whole(player)
+
+
+def test_a_root_vma_outlives_its_mapping() -> None:
+    player = started()
+    root = vma(player)
+    # The part that goes is the old object.
+    do(player, (0, "unmap", 0, 2))
+    assert root not in root.mm.vmas
+    assert words(player) == [RootVma(root)]
+    assert (root.holders, root.word) == (1, None)
+    assert root in set(player.machine.live(Vma))
+    assert_whole(player)
+    do(player, (0, "unmap", 0, 8))
+    assert not list(player.machine.live(Vma))
+
+
+def test_fork_upgrades_the_parent() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1))
+    shared = anon_vma(player)
+    assert words(player, 1) == [Parent(shared)]
+    assert [avc.anon_vma for avc in vma(player, 1).chain] == [shared]
+    # Its tree, and the child that waits; only the parent's VMA counts.
+    assert (shared.refcount, shared.num_children, shared.num_active_vmas) == (2, 1, 1)
+    assert_whole(player)
+
+
+def test_an_upgrade_shares_a_neighbours_anon_vma() -> None:
+    player = do(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
+    assert len(set(words(player))) == 1
+    assert anon_vma(player).num_active_vmas == 2
+    assert_whole(player)
+
+
+def test_an_upgrade_shares_none_of_a_neighbour_that_is_not_alike() -> None:
+    """Another file's mapping, and one that is not beside it."""
+    player = do(started(), (0, "map-file", 8, 2), (0, "write", 8), (0, "map", 12, 2))
+    do(player, (0, "write", 12), (0, "fork", 0, 0, 1))
+    assert len(set(words(player))) == 3
+    assert_whole(player)
+
+
+def test_a_child_stays_lazy_through_its_faults() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1), (1, "write", 0, 8))
+    assert words(player, 1) == [Parent(anon_vma(player))]
+    do(player, (1, "fork", 0, 0, 2))
+    own = anon_vma(player, 1)
+    assert (own.parent, own.root) == (anon_vma(player), anon_vma(player))
+    assert words(player, 2) == [Parent(own)]
+    assert anon_vma(player).num_children == 2
+    assert_whole(player)
+
+
+def test_a_child_that_is_split_gets_its_own() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1), (1, "protect", 2, 2, 0, READ))
+    own = anon_vma(player, 1)
+    assert words(player, 1) == [own] * 3
+    assert (own.parent, own.num_active_vmas) == (anon_vma(player), 3)
+    assert_whole(player)
+
+
+def test_children_that_are_upgraded_share_what_has_the_same_chain() -> None:
+    """Both halves of the parent's had one anon_vma, so both of the child's may have one."""
+    player = do(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
+    do(player, (1, "fork", 0, 0, 2))
+    assert len(set(words(player, 1))) == 1
+    assert anon_vma(player, 1).parent is anon_vma(player)
+    assert_whole(player)
+
+
+def test_a_child_reuses_an_anon_vma() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2), (2, "fork", 0, 0, 3))
+    free = anon_vma(player, 1)
+    do(player, (1, "exit"), (2, "fork", 0, 0, 4))
+    assert words(player, 4) == [free]
+    assert free.num_active_vmas == 1
+    assert_whole(player)
+
+
+@pytest.mark.parametrize("where", ["upgrade allocated", "link root"])
+def test_an_upgrade_comes_too_late(where: str) -> None:
+    """Somebody else has upgraded the VMA meanwhile, and what is left of that is whole."""
+    player = started()
+    target = vma(player)
+
+    def meanwhile(state: str) -> None:
+        if state == where:
+            player.machine.watch = None
+            lazy.upgrade(target)
+
+    player.machine.watch = meanwhile
+    operation = (0, "fork", 0, 0, 1) if where != "link root" else (0, "protect", 2, 2, 0, READ)
+    do(player, operation)
+    assert player.machine.watch is None
+    assert target.anon_vma is not None
+    assert_whole(player)
+
+
+def test_upgrade_of_a_child_comes_too_late() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1))
+    target = vma(player, 1)
+
+    def meanwhile(state: str) -> None:
+        if state == "upgrade allocated":
+            player.machine.watch = None
+            lazy.upgrade(target)
+
+    player.machine.watch = meanwhile
+    do(player, (1, "fork", 0, 0, 2))
+    assert words(player, 2) == [Parent(anon_vma(player, 1))]
+    assert_whole(player)
+
+
+def test_unlinking_drops_the_parents_reference_first() -> None:
+    """Else the last of its tree could go while somebody waits for it."""
+    player = do(started(), (0, "fork", 0, 0, 1), (0, "exit"))
+    (shared,) = player.machine.live(AnonVma)
+    assert (shared.refcount, shared.num_active_vmas) == (2, 0)
+    do(player, (1, "unmap", 0, 8))
+    assert not list(player.machine.live(AnonVma))
+
+
+def test_switched_off_while_there_are_lazy_vmas() -> None:
+    player = do(started(), (0, "fork", 0, 0, 1), (0, "map", 12, 2), (0, "write", 12))
+    do(player, (0, "switch"), (0, "map", 18, 2), (0, "write", 18))
+    assert [type(word) for word in words(player)] == [AnonVma, RootVma, AnonVma]
+    # Both that are lazy are upgraded, and the children are as ever.
+    do(player, (1, "fork", 0, 0, 2), (0, "fork", 0, 0, 3))
+    for process in player.machine.processes:
+        assert {type(word) for word in words(player, process)} == {AnonVma}
+    assert_whole(player)
+
+
+# ---- ANON_VMA_UNFAULTED
+
+
+def guarded(*operations: tuple[int | str, ...]) -> Player:
+    return do(Player(SCHEMES["unfaulted"]), (0, "map", 0, 8), (0, "guard", 2, 2), *operations)
+
+
+def flags(player: Player, process: int = 0) -> list[bool]:
+    return [each.unfaulted for each in player.machine.processes[process].mm.vmas]
+
+
+def test_a_guard_sets_the_flag() -> None:
+    player = guarded()
+    assert (flags(player), words(player)) == ([True], [None])
+
+
+def test_a_guard_of_a_file_and_of_what_is_faulted() -> None:
+    player = guarded((0, "map-file", 10, 2), (0, "guard", 10, 2), (0, "write", 0), (0, "guard", 0))
+    assert flags(player) == [False, True]
+    assert words(player)[0] is not None
+
+
+def test_the_flag_is_kept_through_fork_and_split() -> None:
+    player = guarded((0, "fork", 0, 0, 1), (1, "protect", 4, 2, 0, READ))
+    assert flags(player, 1) == [True] * 3
+    assert not list(player.machine.live(AnonVma))
+
+
+def test_the_flag_goes_with_the_first_fault() -> None:
+    player = guarded((0, "fork", 0, 0, 1), (1, "write", 0))
+    assert (flags(player, 0), flags(player, 1)) == ([True], [False])
+    assert_whole(player)
+
+
+def test_only_guards_of_a_whole_vma_take_the_flag_away() -> None:
+    player = guarded((0, "unguard", 0, 4))
+    assert flags(player) == [True]
+    assert flags(do(player, (0, "unguard", 0, 8))) == [False]
+
+
+def test_a_merge_keeps_the_flag() -> None:
+    assert flags(guarded((0, "map", 8, 2))) == [True]
+    assert flags(guarded((0, "map", 16, 4), (0, "move", 0, 8, 8, 8))) == [True]
+
+
+def test_a_merge_with_what_is_faulted_replaces_the_flag() -> None:
+    player = guarded((0, "protect", 4, 4, 0, READ), (0, "write", 0))
+    assert flags(player) == [False, True]
+    do(player, (0, "protect", 4, 4, 0, WRITE))
+    assert flags(player) == [False]
+    assert words(player) == list(player.machine.live(AnonVma))
+    assert_whole(player)
