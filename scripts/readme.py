@@ -1,7 +1,7 @@
 """Run the console examples of README.md and write their output into it, or check it (--check).
 
 An example is a fenced block that begins with ``console``; its first line is the command behind
-``$``. What it writes to its standard output follows. Lines beyond the first 40 are left out, and a
+``$``. What it writes to its standard output follows. Lines beyond the first 60 are left out, and a
 last line of three dots says so.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 EXAMPLE = re.compile(r"```console\n\$ ([^\n]+)\n.*?```", re.DOTALL)
-MOST_LINES = 40
+MOST_LINES = 60
 
 
 def run(command: str) -> str:

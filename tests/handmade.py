@@ -176,6 +176,10 @@ class Vma:
     #: What the words follow from: the list in order, and what is active.
     chain: list[Avc] = field(default_factory=list)
     active: AnonVma | None = None
+    #: What it has instead: the flag of ANON_VMA_UNFAULTED; under ANON_VMA_LAZY a root VMA, or the
+    #: anon_vma of the VMA that fork copied.
+    unfaulted: bool = False
+    lazy: Vma | AnonVma | None = None
 
     @property
     def head(self) -> int:
@@ -359,6 +363,27 @@ class Model:
         self._clone(new, vma)
         return new
 
+    def fault_lazily(self, vma: Vma, root: Vma | None = None) -> None:
+        """The first anonymous page, as ``vma_prepare_anon_vma_lazy()`` of ANON_VMA_LAZY.
+
+        :param root: The root VMA that the VMA shares, as ``vma_link_anon_vma_lazy_root()``.
+        """
+        vma.lazy = root or vma
+
+    def copy_lazily(self, old: Vma, child: Mm) -> Vma:
+        """A copy in a child, as ``vma_fork_anon_vma_lazy()``: without an anon_vma of its own."""
+        pages = (old.vm_end - old.vm_start) // PAGE
+        new = self.map(child, old.vm_start // PAGE, pages, old.vm_pgoff, old.vm_file)
+        self._clone(new, old)
+        new.lazy = old.active
+        return new
+
+    def unmap(self, mm: Mm, vma: Vma) -> None:
+        """Unmap a VMA that others have as their root VMA, which therefore lives on."""
+        mm.vmas.remove(vma)
+        vma.attached = False
+        vma.lazy = None
+
     def fork(self, parent: Mm, comm: str) -> Mm:
         """A child with copies of all mappings, as ``dup_mmap()`` and ``anon_vma_fork()``."""
         child = self.mm(comm)
@@ -412,7 +437,7 @@ class Model:
             mm.slots = [(vma.vm_start, vma.vm_end - 1, vma.address) for vma in mm.vmas]
             mm.map_count = len(mm.vmas)
         for vma in self.vmas:
-            vma.anon_vma = 0 if vma.active is None else vma.active.address
+            vma.anon_vma = self._word(vma)
             nodes = [vma.head, *(avc.node for avc in vma.chain), vma.head]
             vma.next, vma.prev = nodes[1], nodes[-2]
             for index, avc in enumerate(vma.chain):
@@ -431,9 +456,20 @@ class Model:
             anon_vma.num_children, anon_vma.num_active_vmas = children[anon_vma], active[anon_vma]
             anon_vma.degree = anon_vma.num_children + anon_vma.num_active_vmas
             others = members[anon_vma] - 1 if anon_vma is root else 0
-            anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma) + others
+            lazy = sum(vma.lazy is anon_vma for vma in self.vmas)
+            anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma) + lazy + others
             self._finish_tree(anon_vma)
         return self
+
+    def _word(self, vma: Vma) -> int:
+        tags = self.era.tags
+        if isinstance(vma.lazy, Vma):
+            return vma.lazy.address | tags.vma
+        if vma.lazy is not None:
+            return vma.lazy.address | tags.parent
+        if vma.unfaulted:
+            return tags.unfaulted
+        return 0 if vma.active is None else vma.active.address
 
     # How many references KSM holds.
     def _held(self, anon_vma: AnonVma) -> int:
@@ -542,7 +578,10 @@ class _Reader:
         while size != (size := len(self.vmas) + len(self.avcs) + len(self.anon_vmas)):
             for vma in list(self.vmas.values()):
                 self.walk_chain(vma)
-                self.add_anon_vma(vma.anon_vma & ~7)
+                if vma.anon_vma & 7 == self.model.era.tags.vma and vma.anon_vma & 7:
+                    self.add_vma(vma.anon_vma & ~7)
+                else:
+                    self.add_anon_vma(vma.anon_vma & ~7)
             for avc in list(self.avcs.values()):
                 self.add_anon_vma(avc.anon_vma)
                 self.add_vma(avc.vma)
@@ -551,6 +590,13 @@ class _Reader:
                 if anon_vma.rb_root:
                     self.add_anon_vma(anon_vma.parent)
         return self.columns()
+
+    # What vma->anon_vma leads to, if that is the VMA's own anon_vma.
+    def own(self, vma: Vma) -> int:
+        tag, tags = vma.anon_vma & 7, self.model.era.tags
+        if tag and (tag in (tags.vma, tags.parent) or not tags.certain):
+            return 0
+        return vma.anon_vma & ~7
 
     def add_vma(self, address: int) -> None:
         vma = self.find("vmas", address)
@@ -716,7 +762,7 @@ class _Reader:
                 key_last=_words([vma.key_last for vma in vmas]),
                 mm=_numbers([mm_row.get(vma.vm_mm, NO_ROW) for vma in vmas]),
                 slot=_numbers([slot_of.get(vma.address, NO_ROW) for vma in vmas]),
-                active=_numbers([av_row.get(vma.anon_vma & ~7, NO_ROW) for vma in vmas]),
+                active=_numbers([av_row.get(self.own(vma), NO_ROW) for vma in vmas]),
                 chain_end=np.array([self.ends[vma.address] for vma in vmas], dtype=np.uint8),
                 chain_length=_numbers([len(self.chains[vma.address]) for vma in vmas]),
             ),
@@ -927,7 +973,11 @@ class _Reader:
     def is_sound(self, vma: int) -> bool:
         if vma not in self.vmas or self.ends[vma] is not ChainEnd.CLOSED:
             return False
-        active = self.vmas[vma].anon_vma & ~7
+        word = self.vmas[vma].anon_vma
+        tags = self.model.era.tags
+        if word & 7 and not tags.certain:
+            return False
+        active = 0 if word & 7 and word & 7 == tags.vma else word & ~7
         return (not active or active in self.anon_vmas) and all(
             avc.anon_vma in self.anon_vmas for avc in self.chains[vma]
         )

@@ -12,7 +12,11 @@ from anonvma_inspect.invariants.catalogue import CATALOGUE, audit
 from anonvma_inspect.invariants.facts import Facts
 
 from .handmade import Model, forest
-from .test_invariants import CASES, address, key
+from .test_invariants import CASES as PLAIN_CASES
+from .test_invariants import address, key
+from .test_invariants_tags import CASES as TAG_CASES
+
+CASES = {**PLAIN_CASES, **TAG_CASES}
 
 
 def silenced(invariant: Invariant) -> Invariant:

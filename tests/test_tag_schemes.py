@@ -12,6 +12,8 @@ import pytest
 
 from anonvma_inspect.cli import options
 from anonvma_inspect.collect import collect, collect_tag_scheme
+from anonvma_inspect.collect.mm_store import MmStore
+from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.in_flight import audit
 from anonvma_inspect.kernel.tag_schemes import (
     SWITCHES,
@@ -331,6 +333,43 @@ def test_lazy_words_lead_where_they_say() -> None:
     lazy = (kinds == AnonVmaKind.LAZY_VMA) | (kinds == AnonVmaKind.LAZY_PARENT)
     assert (tables.vmas.active[lazy] == NO_ROW).all()
     assert len(tables.vmas.address) == len(sample()[1].vmas.address)
+
+
+def without_slot(tables: Tables, row: int) -> dict[int, int]:
+    """Takes a VMA out of the tree of its mm."""
+    target, _ = sample()
+    mm = tables.vmas.mm[row : row + 1]
+    reader = Reader(target)
+    slots = MmStore(reader, tables.era).add(tables.mms.address[mm], np.ones(1, dtype=bool))
+    holder = slots.holder[slots.pointer == tables.vmas.address[row]]
+    node, _ = target.memory.gather(holder, 256)
+    place = np.flatnonzero(node.view("<u8")[0] == tables.vmas.address[row])
+    assert len(place) == 1
+    count = int(tables.mms.map_count[mm[0]]) - 1
+    at = int(tables.mms.address[mm[0]]) + tables.era.mm.offset("map_count")
+    return {int(holder[0]) + 8 * int(place[0]): 0, at: count}
+
+
+def unmapped_root(tables: Tables) -> dict[int, int]:
+    """Two VMAs of an mm lead to a third one that is in its tree no more, and says so."""
+    vmas = tables.vmas
+    rows = np.array(without_anon_vma(tables))
+    rows = rows[vmas.mm[rows] == vmas.mm[rows[0]]][:3]
+    root, *others = rows.tolist()
+    offset = tables.era.vma.offset("vm_refcnt")
+    words = {address_of_word(tables, row): int(vmas.address[root]) | 2 for row in others}
+    return {**words, **without_slot(tables, root), int(vmas.address[root]) + offset: 0}
+
+
+def test_root_vma_in_no_tree_is_read() -> None:
+    before = sample()[1]
+    tables = collect(target_with(unmapped_root, "anon_vma_tree_t"))
+    assert len(tables.slots.pointer) == len(before.slots.pointer) - 1
+    assert list(tables.vmas.address) == list(before.vmas.address)
+    assert not audit(tables).findings_total
+    # With the root VMA's word not followed, nothing leads to it.
+    plain = collect(target_with(unmapped_root, forced="unfaulted"))
+    assert len(plain.vmas.address) == len(before.vmas.address) - 1
 
 
 @pytest.mark.parametrize("command", [["audit"], ["stats"], ["vma", "PID"]])

@@ -385,6 +385,9 @@ def _anon_vma_table(
     tree_whole = met.tree_whole[order]
     listed = avcs.anon_vma_row[links.avc]
     reached = marked(len(order), vmas.active) | marked(len(order), listed)
+    if era.tags.name != "none":
+        lent = era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag) == AnonVmaKind.LAZY_PARENT
+        reached |= marked(len(order), met.anon_vmas.find(vmas.anon_vma_pointer[lent]))
     reached |= held_by_ksm(rmap_items, address, words, root_row, avcs, nodes)
     reached |= marked(len(order), root_row[reached])
     write_locked = is_write_locked(words.get("rwsem_count"), words.get("rwsem_readers"))
@@ -409,24 +412,37 @@ def _anon_vma_table(
         parent_row=parent_row,
         tree_whole=tree_whole,
         reached=reached,
-        family_whole=_whole_families(root_row, tree_whole, vmas, avcs, links, listed, nodes),
+        family_whole=_whole_families(
+            root_row, tree_whole, _sound_words(met, era, vmas), vmas, avcs, links, listed, nodes
+        ),
     )
+
+
+# VMAs whose vma->anon_vma is NULL, or leads to what the tables have.
+def _sound_words(met: Met, era: Era, vmas: Vmas) -> BoolColumn:
+    pointer = vmas.anon_vma_pointer
+    sound: BoolColumn = (vmas.active != NO_ROW) | (pointer == 0)
+    if era.tags.name != "none":
+        kind = era.tags.kinds(pointer, vmas.anon_vma_tag)
+        sound |= kind == AnonVmaKind.LAZY_VMA
+        sound |= (kind == AnonVmaKind.LAZY_PARENT) & (met.anon_vmas.find(pointer) != NO_ROW)
+    return sound
 
 
 # Families of which everything is known. What is missing somewhere spoils the families of all
 # anon_vmas that it could have led to: those of the chain, the tree or the VMA concerned.
-# listed: what the entries of lists lead to.
+# sound_word: see _sound_words(). listed: what the entries of lists lead to.
 def _whole_families(
     root_row: RowColumn,
     tree_whole: BoolColumn,
+    sound_word: BoolColumn,
     vmas: Vmas,
     avcs: Avcs,
     links: Links,
     listed: RowColumn,
     nodes: Nodes,
 ) -> BoolColumn:
-    sound_vma = vmas.chain_end == ChainEnd.CLOSED
-    sound_vma &= (vmas.active != NO_ROW) | (vmas.anon_vma_pointer == 0)
+    sound_vma = sound_word & (vmas.chain_end == ChainEnd.CLOSED)
     sound_vma[links.vma[listed == NO_ROW]] = False
     spoiled = ~tree_whole | (root_row == NO_ROW)
     if sound_vma.all() and not spoiled.any() and (avcs.vma_row != NO_ROW).all():

@@ -19,6 +19,7 @@ from anonvma_inspect.invariants.base import (
 )
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import (
     NO_ROW,
     Allocation,
@@ -117,7 +118,7 @@ def _kinds(facts: Facts, allocation: Allocation) -> tuple[_Kind, _Kind, _Kind]:
     tables = facts.tables
     vmas, anon_vmas, links = tables.vmas, tables.anon_vmas, tables.links
     count = len(anon_vmas.address)
-    at_rest = _at_rest(facts)
+    at_rest = facts.at_rest
     in_tree = marked(len(vmas.address), facts.home[tables.nodes.avc[facts.node_real]])
     on_list = marked(len(vmas.address), links.vma[facts.link_owned])
     # unlink_anon_vmas() frees an anon_vma right before it takes the AVC off the list.
@@ -146,27 +147,19 @@ def _kinds(facts: Facts, allocation: Allocation) -> tuple[_Kind, _Kind, _Kind]:
     )
 
 
-# VMAs in the tree of their mm. (That of one that is torn down, or that a failed fork left behind,
-# can name VMAs that are freed.)
-def _at_rest(facts: Facts) -> BoolColumn:
-    vmas = facts.tables.vmas
-    resting: BoolColumn = (vmas.slot != NO_ROW) & take(facts.mm_judged, vmas.mm, False)
-    return resting
-
-
 def _pointers(facts: Facts, vma: _Kind, anon_vma: _Kind) -> Iterator[_Pointers]:
     tables = facts.tables
     vmas = tables.vmas
     avc = np.flatnonzero(facts.avc_known)
-    at_rest = _at_rest(facts)
+    at_rest = facts.at_rest
     lasting = (facts.node_of_avc[avc] != NO_ROW) | take(at_rest, facts.home[avc], False)
     words, row = facts.avc_vma[avc], facts.avc_vma_row[avc]
     yield _Pointers(facts.of_avcs, "vma", avc, vma, words, row, lasting)
     words, row = facts.avc_anon_vma[avc], facts.avc_anon_vma_row[avc]
     yield _Pointers(facts.of_avcs, "anon_vma", avc, anon_vma, words, row, lasting)
-    rows = np.flatnonzero(vmas.anon_vma_pointer != 0)
-    words, row = vmas.anon_vma_pointer[rows], vmas.active[rows]
-    yield _Pointers(facts.of_vmas, "anon_vma", rows, anon_vma, words, row, at_rest[rows])
+    for kind, rows, row in _targets(facts, vma, anon_vma):
+        words = vmas.anon_vma_pointer[rows]
+        yield _Pointers(facts.of_vmas, "anon_vma", rows, kind, words, row, at_rest[rows])
     rows = np.flatnonzero(facts.believed)
     full = facts.nodes_in_tree[rows] > 0
     words, row = facts.root[rows], facts.root_row[rows]
@@ -175,6 +168,23 @@ def _pointers(facts: Facts, vma: _Kind, anon_vma: _Kind) -> Iterator[_Pointers]:
         rows, full = rows[full], full[full]
         words, row = facts.parent[rows], facts.parent_row[rows]
         yield _Pointers(facts.of_anon_vmas, "parent", rows, anon_vma, words, row, full)
+
+
+# Which VMAs' words lead to objects of which kind, and to which rows of theirs. Of tags that may
+# mean anything, nothing is known.
+def _targets(
+    facts: Facts, vma: _Kind, anon_vma: _Kind
+) -> Iterator[tuple[_Kind, RowColumn, RowColumn]]:
+    vmas = facts.tables.vmas
+    own = (vmas.anon_vma_pointer != 0) & ~facts.explained
+    if not facts.era.tags.certain:
+        own &= vmas.anon_vma_tag == 0
+    rows = np.flatnonzero(own)
+    yield anon_vma, rows, vmas.active[rows]
+    rows = facts.vmas_of_kind(AnonVmaKind.LAZY_PARENT)
+    yield anon_vma, rows, facts.lent_by(rows)
+    rows = facts.vmas_of_kind(AnonVmaKind.LAZY_VMA)
+    yield vma, rows, facts.root_vma_of(rows)
 
 
 # What is wrong of the objects in some states: said of the slab, if the objects are in order
@@ -475,6 +485,10 @@ _SLAB_ERAS = (
     "objects (sheaves) since v6.18. Objects that KFENCE holds are looked up in its own pool. Not "
     "checked: SLAB, SLOB, and caches for each memory cgroup (v4.5 to v5.8)."
 )
+_SLAB_SCHEMES = (
+    "In force. Under ANON_VMA_LAZY a word that leads to a root VMA is a pointer to a VMA: one that "
+    "was unmapped must be allocated still."
+)
 _SLAB_SOURCE = (
     "virt_to_slab(), nearest_obj() in mm/slab.h and include/linux/slub_def.h; get_freepointer(), "
     "slab_alloc_node(), alloc_from_pcs() in mm/slub.c (v5.10, v6.1, v6.12, 7.3); "
@@ -501,6 +515,7 @@ INVARIANTS = (
         lock=_SLAB_LOCK,
         source=_SLAB_SOURCE,
         eras=_SLAB_ERAS,
+        schemes=_SLAB_SCHEMES,
         objects="objects",
         check=_check_cache,
     ),
@@ -520,6 +535,7 @@ INVARIANTS = (
         lock=_SLAB_LOCK,
         source=_SLAB_SOURCE,
         eras=_SLAB_ERAS,
+        schemes=_SLAB_SCHEMES,
         objects="objects",
         check=_check_object,
     ),
@@ -546,6 +562,7 @@ INVARIANTS = (
             "kernel/fork.c (v6.1, v6.12)."
         ),
         eras=_SLAB_ERAS,
+        schemes=_SLAB_SCHEMES,
         objects="objects",
         check=_check_allocated,
     ),

@@ -232,6 +232,7 @@ class Invariant:
     :ivar lock: What protects the relation.
     :ivar source: Kernel files, functions and releases that establish it.
     :ivar eras: Where it holds, and how it differs.
+    :ivar schemes: What tags in ``vma->anon_vma`` change in it.
     :ivar objects: What is counted, in the plural: ``anon_vmas``.
     :ivar check: From facts to a verdict.
     :ivar applies: Why it does not apply in an era, or ``None`` if it does.
@@ -249,6 +250,7 @@ class Invariant:
     objects: str
     check: Check
     applies: Callable[[Era], str | None] = _everywhere
+    schemes: str = "In force under each."
 
 
 def state_of(invariant: Invariant, violations: Sequence[Violations]) -> State:

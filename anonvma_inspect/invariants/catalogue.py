@@ -23,6 +23,7 @@ from anonvma_inspect.invariants import (
     lineage,
     roles,
     sharing,
+    tag_schemes,
     tags,
     trees,
     vmas,
@@ -52,7 +53,7 @@ CATALOGUE: tuple[Invariant, ...] = tuple(
             module.INVARIANTS
             for module in (
                 *(vmas, chains, sharing, trees, lineage, counts),
-                *(allocation, tags, ksm, roles),
+                *(allocation, tags, tag_schemes, ksm, roles),
             )
         ),
         key=lambda invariant: invariant.code,

@@ -274,15 +274,17 @@ def _check_parents_in_chain(facts: Facts, rootless: RowColumn) -> list[Violation
 def _check_active_in_chain(facts: Facts) -> Verdict:
     # * vma->anon_vma is NULL if the chain is empty, and only then.
     # * Else it is an anon_vma of the chain.
-    # With a tag in it that means something (era.tag_scheme), vma->anon_vma leads elsewhere; then
-    # nothing is said here. A low bit that means nothing is AV601's finding.
+    # Where a tag in it means something (era.tags), vma->anon_vma leads elsewhere, and AV604 and
+    # AV606 tell of the chain. A low bit that means nothing is AV601's or AV603's finding.
     tables = facts.tables
     vmas, links = tables.vmas, tables.links
     count = len(vmas.address)
     pointer, active = vmas.anon_vma_pointer, vmas.active
     judged = vmas.chain_end != ChainEnd.NOT_WALKED
-    if facts.era.tag_scheme != "none":
-        judged &= (vmas.anon_vma_tag == 0) | (pointer == 0)
+    if facts.era.tags.name != "none":
+        judged &= ~facts.explained
+        if not facts.era.tags.certain:
+            judged &= vmas.anon_vma_tag == 0
     is_null = pointer == 0
     record = facts.era.anon_vma
     wild = judged & ~is_null & facts.wild(pointer, active, record)
@@ -434,6 +436,10 @@ INVARIANTS = (
             "lock_anon_vma_root(), anon_vma_clone(), anon_vma_fork() in mm/rmap.c (v6.1, v6.12)."
         ),
         eras="One root: v2.6.36 and later. Parents in the chain: v3.19 and later, with the field.",
+        schemes=(
+            "In force. ANON_VMA_LAZY as posted can break it itself: a VMA that is upgraded takes "
+            "the anon_vma of a neighbour even if that has a longer chain, and not the chain."
+        ),
         objects="chains",
         check=_check_chain_root,
     ),
@@ -457,9 +463,11 @@ INVARIANTS = (
             "__anon_vma_prepare(), anon_vma_clone(), anon_vma_fork(), unlink_anon_vmas() in "
             "mm/rmap.c (v6.1, v6.12)."
         ),
-        eras=(
-            "v2.6.34 and later. Where the layouts say that the pointer carries a tag, only for "
-            "plain pointers."
+        eras="v2.6.34 and later.",
+        schemes=(
+            "Weakened: in force for plain pointers and NULL. Of an unfaulted VMA, and of one that "
+            "leads to a root VMA, AV604 says that the chain is empty; of one with its parent's "
+            "anon_vma, AV606 says that this is in the chain."
         ),
         objects="VMAs",
         check=_check_active_in_chain,

@@ -63,6 +63,8 @@ def _active(facts: Facts) -> tuple[I64Column, I64Column]:
     fits = facts.link_anon_vma == active[links.vma]
     fits |= facts.link_tree == active[links.vma]
     settled |= marked(len(active), links.vma[fits])
+    # One that has something else instead never had any of it.
+    settled |= facts.explained
     # Nothing is known of a chain that is not known as a whole.
     settled |= ~facts.chain_whole & (active != NO_ROW)
     least = _count(active[settled], count)
@@ -129,8 +131,9 @@ def _has_separate_counts(era: Era) -> str | None:
     return "this kernel counts children and VMAs together, in degree (see AV401)"
 
 
-# References that are known: one for a tree that is not empty, one for each stable rmap_item, and in
-# a root one for each other anon_vma of the family. At least: of those of which nothing is doubtful.
+# References that are known: one for a tree that is not empty, one for each stable rmap_item, one
+# for each VMA that has it from its parent (ANON_VMA_LAZY), and in a root one for each other
+# anon_vma of the family. At least: of those of which nothing is doubtful.
 def _references(facts: Facts) -> tuple[I64Column, I64Column]:
     anon_vmas = facts.tables.anon_vmas
     count = len(anon_vmas.address)
@@ -148,13 +151,15 @@ def _references(facts: Facts) -> tuple[I64Column, I64Column]:
     most = ((facts.tree_pointer != 0) | listed) + _count(root[anon_vmas.reached], count)
     most += _count(parent_root[odd & anon_vmas.reached], count)
     most += _count(facts.tables.rmap_items.anon_vma_row, count)
-    return least.astype(np.int64), most.astype(np.int64)
+    lent = facts.lent_references
+    return (least + lent[0]).astype(np.int64), (most + lent[1]).astype(np.int64)
 
 
 def _check_refcount_low(facts: Facts) -> Verdict:
     # * refcount is not 0 or less in an anon_vma that something leads to.
     # * It is not less than the references that are known: one if the tree is not empty, one for
-    #   each stable rmap_item of KSM's, and in a root one for each other anon_vma of its family.
+    #   each stable rmap_item of KSM's, one for each VMA that has it from its parent, and in a root
+    #   one for each other anon_vma of its family.
     anon_vmas = facts.tables.anon_vmas
     believed = facts.believed
     least, _ = _references(facts)
@@ -255,6 +260,10 @@ INVARIANTS = (
             "v6.0 and later, and stable kernels with the field. From v3.19 to there: degree, the "
             "sum of AV401's and AV402's numbers, is checked here."
         ),
+        schemes=(
+            "In force. Under ANON_VMA_LAZY fork adds nothing: a VMA that has its parent's anon_vma "
+            "makes a child only when it is upgraded."
+        ),
         objects="anon_vmas",
         check=_check_num_children,
     ),
@@ -278,6 +287,10 @@ INVARIANTS = (
             "mm/rmap.c (v6.1, v6.12)."
         ),
         eras="v6.0 and later, and stable kernels with the field. Before: see AV401.",
+        schemes=(
+            "In force, of plain pointers: a VMA that has a flag, a root VMA or its parent's "
+            "anon_vma is counted nowhere."
+        ),
         objects="anon_vmas",
         check=_check_num_active_vmas,
         applies=_has_separate_counts,
@@ -309,6 +322,10 @@ INVARIANTS = (
             "v6.12)."
         ),
         eras="v2.6.39 and later.",
+        schemes=(
+            "In force. Under ANON_VMA_LAZY each VMA that has its parent's anon_vma holds a "
+            "reference more. (Of VMAs, the references that root VMAs have are not counted.)"
+        ),
         objects="anon_vmas",
         check=_check_refcount_low,
     ),
@@ -334,6 +351,11 @@ INVARIANTS = (
             "v6.12)."
         ),
         eras="v2.6.39 and later.",
+        schemes=(
+            "In force. Under ANON_VMA_LAZY each VMA that has its parent's anon_vma holds a "
+            "reference more. The series as posted takes one of the root for an anon_vma that is "
+            "shared and not new, which nobody gives back."
+        ),
         objects="anon_vmas",
         check=_check_refcount_high,
     ),

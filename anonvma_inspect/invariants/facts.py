@@ -22,7 +22,7 @@ from anonvma_inspect.invariants.keys import Keys
 from anonvma_inspect.invariants.lists import ListWords, find_wrong_words
 from anonvma_inspect.invariants.shape import TreePointers, find_wrong_pointers
 from anonvma_inspect.kernel.era import Record
-from anonvma_inspect.kernel.tags import rb_parent, strip_lock_mark
+from anonvma_inspect.kernel.tags import AnonVmaKind, rb_parent, strip_lock_mark
 from anonvma_inspect.tables import (
     NO_ROW,
     ChainEnd,
@@ -30,6 +30,7 @@ from anonvma_inspect.tables import (
     PointerState,
     RowColumn,
     Tables,
+    U8Column,
     find_rows,
     marked,
 )
@@ -182,6 +183,67 @@ class Facts:
     def tree_pointer(self) -> U64Column:
         """``anon_vma->rb_root``'s node without the mark; 0: the tree is empty."""
         return strip_lock_mark(self.tables.anon_vmas.rb_root)
+
+    # ---- tags in vma->anon_vma
+
+    @cached_property
+    def vma_kind(self) -> U8Column:
+        """What ``vma->anon_vma`` of each VMA is: an
+        :class:`~anonvma_inspect.kernel.tags.AnonVmaKind`.
+        """
+        vmas = self.tables.vmas
+        return self.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+
+    def vmas_of_kind(self, *kinds: AnonVmaKind) -> RowColumn:
+        """Rows of the VMAs whose ``vma->anon_vma`` is of one of some kinds."""
+        if self.era.tags.name == "none":
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(np.isin(self.vma_kind, kinds))
+
+    @cached_property
+    def explained(self) -> BoolColumn:
+        """VMAs that have something else than an anon_vma of their own, as the scheme has it."""
+        lent = self.vmas_of_kind(
+            AnonVmaKind.UNFAULTED, AnonVmaKind.LAZY_VMA, AnonVmaKind.LAZY_PARENT
+        )
+        return marked(len(self.tables.vmas.address), lent)
+
+    @cached_property
+    def lent_references(self) -> tuple[I64Column, I64Column]:
+        """How many VMAs have each anon_vma from their parent (ANON_VMA_LAZY), and so a reference.
+
+        :return: At least, and at most. A copy of a VMA that is being made has the word, but no
+            reference yet.
+        """
+        count = len(self.tables.anon_vmas.address)
+        vmas = self.vmas_of_kind(AnonVmaKind.LAZY_PARENT)
+        target = self.lent_by(vmas)
+        lasting = target[self.at_rest[vmas] & (target != NO_ROW)] if len(vmas) else target
+        return (
+            np.bincount(lasting, minlength=count),
+            np.bincount(target[target != NO_ROW], minlength=count),
+        )
+
+    def lent_by(self, vmas: RowColumn) -> RowColumn:
+        """Rows of the parent's anon_vmas that the words of VMAs of that kind lead to."""
+        words = self.tables.vmas.anon_vma_pointer[vmas]
+        return find_rows(self.tables.anon_vmas.address, words)
+
+    def root_vma_of(self, vmas: RowColumn) -> RowColumn:
+        """Rows of the root VMAs that the words of VMAs of that kind lead to."""
+        words = self.tables.vmas.anon_vma_pointer[vmas]
+        return find_rows(self.tables.vmas.address, words)
+
+    @cached_property
+    def at_rest(self) -> BoolColumn:
+        """VMAs in the tree of their mm.
+
+        (That of one that is torn down, or that a failed fork left behind, can name VMAs that are
+        freed.)
+        """
+        vmas = self.tables.vmas
+        resting: BoolColumn = (vmas.slot != NO_ROW) & take(self.mm_judged, vmas.mm, False)
+        return resting
 
     # ---- places in trees
 

@@ -176,6 +176,11 @@ INVARIANTS = (
             "v2.6.34 and later. Kernels with degree (v3.19 to v5.19 without the fix) can break it "
             "themselves: that is CVE-2022-42703."
         ),
+        schemes=(
+            "In force, of plain pointers. ANON_VMA_LAZY as posted can break it itself: a VMA that "
+            "is upgraded takes the anon_vma of a neighbour even if that has a longer chain, and "
+            "not the chain."
+        ),
         objects="VMAs",
         check=_check_same_chain,
     ),
@@ -200,6 +205,10 @@ INVARIANTS = (
             "lock when an allocation fails, and counts the user of what it chose only later "
             "(v6.1, v6.12). "
             "With degree, fork took one user for one child, and reused what was in use."
+        ),
+        schemes=(
+            "In force, of plain pointers: under ANON_VMA_LAZY a child's VMA has its parent's "
+            "anon_vma with a tag."
         ),
         objects="VMAs",
         check=_check_one_mm,

@@ -85,8 +85,8 @@ INVARIANTS = (
             "Slab objects are aligned to words at least, so the three low bits of a pointer to one "
             "are 0, and code that follows it takes nothing off. Looked at are vma->anon_vma, "
             "avc->vma, avc->anon_vma, anon_vma->root and anon_vma->parent. Proposals to keep "
-            "flags in vma->anon_vma make that field an integer; where the layouts say so, its low "
-            "bits are decoded, not reported."
+            "tags in vma->anon_vma make that field an integer; where the layouts say so, its low "
+            "bits are decoded."
         ),
         consequence=(
             "Whoever follows the pointer reads and writes a few bytes beside the object: a wrong "
@@ -98,10 +98,8 @@ INVARIANTS = (
             "anon_vma_chain_assign() (v6.12) in mm/rmap.c store plain pointers; "
             "include/linux/mm_types.h and include/linux/rmap.h declare them as such."
         ),
-        eras=(
-            "All released kernels. Where vma->anon_vma is an integer (two proposals, not merged), "
-            "that field is left out."
-        ),
+        eras="All released kernels.",
+        schemes="Weakened: in force for all but vma->anon_vma, of which AV603 tells.",
         objects="pointers",
         check=_check_tag_bits,
     ),

@@ -392,6 +392,7 @@ INVARIANTS = (
         lock="The mm's mmap_lock, for write.",
         source="is_cow_mapping() in include/linux/mm.h; copy_page_range() in mm/memory.c (v6.12).",
         eras="All.",
+        schemes="In force, of what has a pointer. A flag alone is set in any mapping with guards.",
         objects="VMAs",
         check=_check_cow_mapping,
     ),

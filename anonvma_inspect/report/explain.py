@@ -45,6 +45,7 @@ class ExplainReport:
                     "lock": invariant.lock,
                     "source": invariant.source,
                     "eras": invariant.eras,
+                    "schemes": invariant.schemes,
                     "objects": invariant.objects,
                 }
                 for invariant in self.invariants
@@ -83,6 +84,7 @@ def _explain(invariant: Invariant, style: Style) -> Iterator[str]:
         ("leads to", invariant.consequence),
         ("lock", invariant.lock),
         ("eras", invariant.eras),
+        ("schemes", invariant.schemes),
         ("source", invariant.source),
         ("checked on", invariant.objects),
     ):

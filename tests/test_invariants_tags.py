@@ -1,0 +1,327 @@
+"""Tags in vma->anon_vma: what is legal is silent, and what is broken in one word is found.
+
+The tables are made by hand: :func:`unfaulted` and :func:`lazy` have each legal state of the two
+proposals, and each case breaks one word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from anonvma_inspect.invariants.base import State
+from anonvma_inspect.invariants.catalogue import CATALOGUE
+from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.tags import TagScheme
+from anonvma_inspect.tables import NO_ROW, ObjectState
+
+from .handmade import CACHES, ERA, RAM, AnonVma, Mm, Model, Vma, forest
+from .test_invariants import WILD, Expected, address, found, key, own, piece, run
+
+CASES: dict[str, Callable[[Model], list[Expected]]] = {}
+
+UNFAULTED = TagScheme("unfaulted", "", unfaulted=1)
+LAZY = TagScheme("lazy", "", vma=2, parent=1)
+
+
+def with_tags(tags: TagScheme) -> Era:
+    return replace(ERA, tags=tags)
+
+
+def unfaulted(model: Model | None = None) -> Model:
+    """A forest with three unfaulted VMAs, one of them in a child of fork."""
+    model = model or forest()
+    model.era = with_tags(UNFAULTED)
+    model.mms[0].vmas[12].unfaulted = True
+    model.mms[1].vmas[12].unfaulted = True
+    model.map(model.mms[0], 0x5000, 3, file=1).unfaulted = True
+    return model.finish()
+
+
+def lazy(model: Model | None = None) -> Model:
+    """A forest with a process more that has each kind of lazy VMA.
+
+    In the order of addresses: a root VMA and two parts of what it was; the rest of a mapping whose
+    root VMA was unmapped; a VMA that was upgraded, and one that still has it as root VMA. A child
+    of fork has the anon_vmas of its parent's VMAs.
+    """
+    model = model or forest()
+    model.era = with_tags(LAZY)
+    mm = model.mm("lazy")
+    for page, rest in ((0x1000, 2), (0x2000, 1)):
+        first = model.map(mm, page, 2)
+        model.fault_lazily(first)
+        for number in range(rest):
+            model.fault_lazily(model.map(mm, page + 2 + 2 * number, 2), first)
+    model.unmap(mm, first)
+    upgraded = model.map(mm, 0x3000, 2)
+    model.fault(upgraded)
+    model.fault_lazily(model.map(mm, 0x3002, 2), upgraded)
+    child = model.mm("lazy child")
+    for old in (*model.mms[1].vmas[:3], model.mms[0].vmas[13]):
+        model.copy_lazily(old, child)
+    return model.finish()
+
+
+def case(function: Callable[[Model], list[Expected]]) -> Callable[[Model], list[Expected]]:
+    """As in test_invariants: breaks a sound forest, and says what that must bring."""
+    CASES[function.__name__] = function
+    return function
+
+
+def lazy_mm(model: Model) -> Mm:
+    return next(task.mm for task in model.tasks if task.comm == b"lazy")
+
+
+def lazy_child(model: Model) -> Mm:
+    return next(task.mm for task in model.tasks if task.comm == b"lazy child")
+
+
+def lent(vma: Vma) -> AnonVma:
+    assert isinstance(vma.lazy, AnonVma)
+    return vma.lazy
+
+
+# ---- what is legal
+
+
+@pytest.mark.parametrize("make", [unfaulted, lazy])
+def test_legal_states_are_silent(make: Callable[[], Model]) -> None:
+    assert not found(make())
+
+
+def test_root_vma_that_was_unmapped_is_met() -> None:
+    vmas = lazy().tables().vmas
+    unmapped = vmas.slot == NO_ROW
+    assert list(vmas.anon_vma[unmapped]) == [0]
+    assert (vmas.anon_vma == (vmas.address[unmapped] | np.uint64(LAZY.vma))).sum() == 1
+
+
+def test_checks_are_done() -> None:
+    states = {
+        tags.name: {
+            result.invariant.code: result
+            for result in run(make()).results
+            if result.invariant.code in ("AV601", "AV603", "AV604", "AV605", "AV606", "AV607")
+        }
+        for tags, make in ((UNFAULTED, unfaulted), (LAZY, lazy))
+    }
+    counts = {
+        name: {code: result.objects for code, result in results.items() if result.state is State.OK}
+        for name, results in states.items()
+    }
+    assert {code: counts["unfaulted"][code] for code in ("AV604",)} == {"AV604": 3}
+    assert set(counts["unfaulted"]) == {"AV601", "AV603", "AV604"}
+    assert {code: counts["lazy"][code] for code in ("AV604", "AV605", "AV606", "AV607")} == {
+        # Three of one root VMA, one of an unmapped one, one of an upgraded one.
+        "AV604": 5,
+        "AV605": 5,
+        "AV606": 4,
+        "AV607": 3,
+    }
+
+
+def test_plain_pointers_have_no_schemes() -> None:
+    codes = ("AV603", "AV604", "AV605", "AV606", "AV607")
+    for result in run(forest()).results:
+        if result.invariant.code in codes:
+            assert result.state is State.NOT_APPLICABLE
+
+
+def test_uncertain_scheme_judges_no_tag() -> None:
+    for make in (unfaulted, lazy):
+        model = make()
+        model.era = with_tags(replace(model.era.tags, certain=False, evidence="too little"))
+        audited = run(model)
+        assert not list(audited.findings())
+        for result in audited.results:
+            if result.invariant.code in ("AV603", "AV604"):
+                assert result.state is State.NOT_CHECKED
+                assert "too little" in (result.reason or "")
+
+
+def test_explanations_say_what_tags_change() -> None:
+    by_code = {invariant.code: invariant for invariant in CATALOGUE}
+    assert all(invariant.schemes for invariant in CATALOGUE)
+    for code in ("AV105", "AV106", "AV401", "AV402", "AV403", "AV404", "AV601"):
+        assert by_code[code].schemes != "In force under each."
+
+
+# ---- AV603
+
+
+@case
+def flag_with_a_pointer(model: Model) -> list[Expected]:
+    vma = piece(unfaulted(model), 5)
+    vma.anon_vma |= 1
+    return [("AV603", vma, "either of both", hex(vma.anon_vma))]
+
+
+@case
+def flag_that_means_nothing(model: Model) -> list[Expected]:
+    vma = piece(unfaulted(model), 12)
+    vma.anon_vma = 4
+    return [("AV603", vma, "0x0", "0x4")]
+
+
+@case
+def both_tags_of_a_pointer(model: Model) -> list[Expected]:
+    vma = piece(lazy(model), 5)
+    vma.anon_vma |= 3
+    return [("AV603", vma, hex(own(vma).address), hex(vma.anon_vma))]
+
+
+@case
+def tag_without_a_pointer(model: Model) -> list[Expected]:
+    vma = piece(lazy(model), 12)
+    vma.anon_vma = LAZY.vma
+    return [("AV603", vma, "a pointer with this tag, or 0x0", "0x2")]
+
+
+# ---- AV604
+
+
+@case
+def unfaulted_vma_with_a_chain(model: Model) -> list[Expected]:
+    vma = piece(unfaulted(model), 5)
+    anon_vma = own(vma)
+    vma.anon_vma = UNFAULTED.unfaulted
+    used = anon_vma.num_active_vmas
+    return [
+        ("AV402", anon_vma, str(used - 1), str(used)),
+        ("AV604", vma, "an anon_vma of its chain", "0x1"),
+    ]
+
+
+@case
+def vma_with_a_root_vma_and_a_chain(model: Model) -> list[Expected]:
+    vma = lazy_mm(lazy(model)).vmas[1]
+    root = vma.anon_vma
+    anon_vma = model.fault(vma)
+    model.finish()
+    vma.anon_vma = root
+    anon_vma.num_active_vmas = 0
+    return [("AV604", vma, "an anon_vma of its chain", hex(root))]
+
+
+# ---- AV605
+
+
+@case
+def root_vma_that_is_none(model: Model) -> list[Expected]:
+    vma = lazy_mm(lazy(model)).vmas[1]
+    vma.anon_vma = WILD | LAZY.vma
+    return [("AV605", vma, "a VMA", hex(WILD | LAZY.vma))]
+
+
+@case
+def root_vma_of_another_mm(model: Model) -> list[Expected]:
+    vma = lazy_mm(lazy(model)).vmas[1]
+    other = piece(model, 12)
+    vma.anon_vma = other.address | LAZY.vma
+    return [
+        (
+            "AV605",
+            vma,
+            f"a VMA of mm {vma.vm_mm:#x}",
+            f"a VMA of mm {other.vm_mm:#x}",
+        )
+    ]
+
+
+@case
+def root_vma_with_a_parent(model: Model) -> list[Expected]:
+    vma = lazy_child(lazy(model)).vmas[0]
+    other = model.map(lazy_child(model), 0x7000, 1)
+    model.fault_lazily(other, vma)
+    model.finish()
+    return [("AV605", vma, "itself, an anon_vma, or 0x0", hex(vma.anon_vma))]
+
+
+# ---- AV606
+
+
+@case
+def lent_anon_vma_of_another_chain(model: Model) -> list[Expected]:
+    vma = lazy_child(lazy(model)).vmas[0]
+    right, wrong = lent(vma), own(piece(model, 0, 3))
+    vma.anon_vma = wrong.address | LAZY.parent
+    return [
+        ("AV403", wrong, f"at least {wrong.refcount + 1}", str(wrong.refcount)),
+        ("AV404", right, str(right.refcount - 1), str(right.refcount)),
+        ("AV606", vma, "an anon_vma of its chain", hex(vma.anon_vma)),
+    ]
+
+
+@case
+def lent_anon_vma_that_is_none(model: Model) -> list[Expected]:
+    vma = lazy_child(lazy(model)).vmas[0]
+    vma.anon_vma = WILD | LAZY.parent
+    # What the word was is not known, so that nothing is counted too high.
+    return [("AV606", vma, "an anon_vma of its chain", hex(WILD | LAZY.parent))]
+
+
+# ---- AV607
+
+
+@case
+def root_vma_with_another_root_vma(model: Model) -> list[Expected]:
+    mm = lazy_mm(lazy(model))
+    root, other = mm.vmas[0], mm.vmas[4]
+    root.anon_vma = other.address | LAZY.vma
+    return [("AV607", root, hex(root.address | LAZY.vma), hex(root.anon_vma))]
+
+
+# ---- what tags change in other rules
+
+
+@case
+def lent_anon_vma_without_its_reference(model: Model) -> list[Expected]:
+    anon_vma = lent(lazy_child(lazy(model)).vmas[3])
+    anon_vma.refcount -= 1
+    refcount = anon_vma.refcount
+    return [("AV403", anon_vma, f"at least {refcount + 1}", str(refcount))]
+
+
+@case
+def reference_that_nobody_has(model: Model) -> list[Expected]:
+    anon_vma = lent(lazy_child(lazy(model)).vmas[3])
+    anon_vma.refcount += 1
+    return [("AV404", anon_vma, str(anon_vma.refcount - 1), str(anon_vma.refcount))]
+
+
+@case
+def lent_anon_vma_counted_as_active(model: Model) -> list[Expected]:
+    anon_vma = lent(lazy_child(lazy(model)).vmas[3])
+    anon_vma.num_active_vmas += 1
+    used = anon_vma.num_active_vmas
+    return [("AV402", anon_vma, str(used - 1), str(used))]
+
+
+@case
+def lent_anon_vma_counted_as_child(model: Model) -> list[Expected]:
+    anon_vma = lent(lazy_child(lazy(model)).vmas[3])
+    anon_vma.num_children += 1
+    children = anon_vma.num_children
+    return [("AV401", anon_vma, str(children - 1), str(children))]
+
+
+@case
+def root_vma_that_was_freed(model: Model) -> list[Expected]:
+    vma = lazy_mm(lazy(model)).vmas[3]
+    assert isinstance(vma.lazy, Vma)
+    assert vma.lazy not in lazy_mm(model).vmas
+    model.states[vma.lazy.address] = ObjectState.FREE
+    cache = f"the slab cache {CACHES[0]:#x} (vm_area_struct)"
+    where = f"{vma.lazy.address:#x}, in the page at {RAM:#x}, of {cache}"
+    return [("AV503", vma, f"an object of {cache}", where)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_broken(name: str) -> None:
+    model = forest()
+    expected = sorted((code, address(o), e, a) for code, o, e, a in CASES[name](model))
+    assert sorted(map(key, found(model))) == expected
