@@ -846,6 +846,7 @@ def test_explain() -> None:
         "  leads to    An oops.\n"
         "  lock        None.\n"
         "  eras        All.\n"
+        "  schemes     In force under each.\n"
         "  source      mm/rmap.c\n"
         "  checked on  anon_vmas\n"
     )
@@ -862,6 +863,7 @@ def test_explain() -> None:
         "lock": "None.",
         "source": "mm/rmap.c",
         "eras": "All.",
+        "schemes": "In force under each.",
         "objects": "anon_vmas",
     }
 
