@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from anonvma_inspect import __version__
-from anonvma_inspect.in_flight import Audit
+from anonvma_inspect.in_flight import Audit, Lock, Operation
 from anonvma_inspect.invariants.base import (
     Finding,
     Invariant,
@@ -167,6 +167,37 @@ def test_audit_clean_text() -> None:
         "\n"
         "clean: 1 check, 0 findings\n"
     )
+
+
+def in_flight_report(**options: Any) -> AuditReport:
+    lock = Lock("mmap_lock", MM_A, "write", 102, b"ch\x1bild")
+    operation = Operation("split", lock, ("a count",), lambda draft: None)
+    audit = Audit(make_tables(), (OK,), explained=((BAD, (operation, operation)),))
+    return AuditReport(FACTS, audit, **options)
+
+
+@pytest.mark.parametrize(
+    ("functions", "doing"),
+    [
+        ({}, ""),
+        ({102: ("down_write", "__split_vma")}, ", in down_write < __split_vma"),
+        ({102: tuple("abcdefgh")}, ", in a < b < c < d < e < f"),
+    ],
+)
+def test_audit_of_operations_under_way(functions: dict[int, tuple[str, ...]], doing: str) -> None:
+    report = in_flight_report(functions=functions)
+    held = f"mm_struct {MM_A:#x} locked for write by PID 102 (ch\\x1bild){doing}"
+    lines = [line for line in text_of(report).splitlines() if line.startswith("split")]
+    assert len(lines) == 2
+    assert all(line.endswith(held) for line in lines)
+    states = json_of(report)["in_flight"]
+    assert [state["owner"] for state in states] == 2 * [
+        {
+            "pid": 102,
+            "comm": "ch\\x1bild",
+            "functions": list(functions[102]) if functions else None,
+        }
+    ]
 
 
 def test_audit_violated_text() -> None:

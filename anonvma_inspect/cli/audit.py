@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 import click
+import numpy as np
 
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
@@ -15,7 +16,9 @@ from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.rounds import audit_in_rounds, parse_on_finding
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
+from anonvma_inspect.collect import collect_locks, functions_on_stacks
 from anonvma_inspect.errors import UsageError
+from anonvma_inspect.in_flight import Audit
 from anonvma_inspect.invariants.base import Result
 from anonvma_inspect.invariants.catalogue import select
 from anonvma_inspect.report.audit import AuditReport, Outcome
@@ -127,6 +130,7 @@ def command(
             strict=strict,
             max_findings=max_findings,
             looked=Looked(seconds, more) if target.meter is not None else None,
+            functions={} if target.live else _owners_calls(target, audit),
         )
 
     if every is not None:
@@ -134,6 +138,23 @@ def command(
     report = make_report()
     session.answer(report)
     return EXIT_CODES[report.outcome]
+
+
+# What the owners of operations under way were doing, by PID.
+def _owners_calls(target: Target, audit: Audit) -> dict[int, tuple[str, ...]]:
+    pids = [state.operation.lock.pid for state in audit.in_flight()]
+    owners = [pid for pid in pids if pid is not None]
+    if not owners:
+        return {}
+    locks = collect_locks(target, audit.tables).locks
+    assert locks is not None
+    rows = np.flatnonzero(np.isin(locks.tasks.pid, owners))
+    called = functions_on_stacks(target, locks.tasks, rows)
+    return {
+        int(pid): functions
+        for pid, functions in zip(locks.tasks.pid[rows], called, strict=True)
+        if functions is not None
+    }
 
 
 def _bytes_read(target: Target) -> int:

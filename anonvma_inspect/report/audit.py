@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import itertools
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from anonvma_inspect import __version__
 from anonvma_inspect.in_flight import Audit, InFlight, Lock
@@ -17,7 +17,14 @@ from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.filtered import Filtered
 from anonvma_inspect.report.looked import Looked
 from anonvma_inspect.report.style import Style
-from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, span, table
+from anonvma_inspect.report.words import (
+    counted,
+    describe_calls,
+    hex_or_null,
+    hexadecimal,
+    span,
+    table,
+)
 from anonvma_inspect.tables import Holes
 
 __all__ = ("AuditReport", "Outcome", "finding_document", "finding_text")
@@ -44,6 +51,8 @@ class AuditReport:
     :ivar strict: Warnings count like errors.
     :ivar max_findings: How many findings to list; ``None``: all.
     :ivar looked: How a target that runs was read; ``None`` for what stands still.
+    :ivar functions: What is on the kernel stacks of the owners of operations under way, by PID,
+        where that is known: see :func:`anonvma_inspect.collect.functions_on_stacks`.
     """
 
     facts: TargetFacts
@@ -53,6 +62,7 @@ class AuditReport:
     strict: bool = False
     max_findings: int | None = None
     looked: Looked | None = None
+    functions: Mapping[int, Sequence[str]] = field(default_factory=dict)
 
     items = "findings"
 
@@ -99,7 +109,7 @@ class AuditReport:
                 for finding in itertools.islice(self.audit.transients(), self.max_findings)
             ],
             "in_flight": [
-                _in_flight_document(state) for state in self.audit.in_flight(self.max_findings)
+                self._in_flight_document(state) for state in self.audit.in_flight(self.max_findings)
             ],
             "findings_total": self.audit.findings_total,
             "findings": [
@@ -167,9 +177,37 @@ class AuditReport:
         states = sorted(
             self.audit.in_flight(self.max_findings), key=lambda state: state.operation.name
         )
-        yield from table([_in_flight_row(state) for state in states])
+        yield from table([self._in_flight_row(state) for state in states])
         if len(states) < total:
             yield f"  {len(states):,} of {total:,} listed"
+
+    def _in_flight_document(self, state: InFlight) -> Document:
+        lock = state.operation.lock
+        owner: Document | None = None
+        if lock.pid is not None:
+            functions = self.functions.get(lock.pid)
+            owner = {
+                "pid": lock.pid,
+                "comm": escape(lock.comm) if lock.comm else None,
+                "functions": None if functions is None else list(functions),
+            }
+        return {
+            **finding_document(state.finding),
+            "operation": state.operation.name,
+            "lock": {"type": lock.kind, "address": hexadecimal(lock.address), "held": lock.held},
+            "owner": owner,
+        }
+
+    def _in_flight_row(self, state: InFlight) -> tuple[str, ...]:
+        finding, lock = state.finding, state.operation.lock
+        functions = () if lock.pid is None else self.functions.get(lock.pid, ())
+        doing = f", in {describe_calls(functions)}" if functions else ""
+        return (
+            f"  {state.operation.name}",
+            f"{finding.code} {finding.slug}",
+            f"{finding.object_type} {hexadecimal(finding.object_address)}",
+            _describe_lock(lock) + doing,
+        )
 
     # What was asked for by name and could not be checked.
     def _not_done(self) -> list[str]:
@@ -244,28 +282,6 @@ def finding_document(finding: Finding) -> Document:
         "root": hex_or_null(finding.root),
         "cause": hex_or_null(finding.cause),
     }
-
-
-def _in_flight_document(state: InFlight) -> Document:
-    lock = state.operation.lock
-    return {
-        **finding_document(state.finding),
-        "operation": state.operation.name,
-        "lock": {"type": lock.kind, "address": hexadecimal(lock.address), "held": lock.held},
-        "owner": None
-        if lock.pid is None
-        else {"pid": lock.pid, "comm": None if not lock.comm else escape(lock.comm)},
-    }
-
-
-def _in_flight_row(state: InFlight) -> tuple[str, ...]:
-    finding, lock = state.finding, state.operation.lock
-    return (
-        f"  {state.operation.name}",
-        f"{finding.code} {finding.slug}",
-        f"{finding.object_type} {hexadecimal(finding.object_address)}",
-        _describe_lock(lock),
-    )
 
 
 def _describe_lock(lock: Lock) -> str:

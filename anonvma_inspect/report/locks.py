@@ -14,7 +14,13 @@ from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.lock_chains import LockChains, find_chains
 from anonvma_inspect.report.objects import process_of_mm
 from anonvma_inspect.report.style import Style
-from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, table
+from anonvma_inspect.report.words import (
+    counted,
+    describe_calls,
+    hex_or_null,
+    hexadecimal,
+    table,
+)
 from anonvma_inspect.tables import (
     NO_ROW,
     ChainEnd,
@@ -39,8 +45,6 @@ _ROLES = {
 }
 # More waiters of one lock than a person reads; who wants all takes JSON.
 _MAX_WAITERS = 20
-# What is further out is seldom more than how it came into the kernel.
-_MAX_FUNCTIONS = 6
 # include/linux/sched.h; the letters are those of /proc/PID/stat (fs/proc/array.c).
 _STATES = ((0x1, "S"), (0x2, "D"), (0x4, "T"), (0x8, "t"), (0x1000, "D"))
 _NOLOAD = 0x400
@@ -335,7 +339,7 @@ class LocksReport:
             said = "running"
         elif ago >= 0:
             said += f", last ran {_duration(ago)} ago"
-        return f"{said}, in {' < '.join(functions[:_MAX_FUNCTIONS])}" if functions else said
+        return f"{said}, in {describe_calls(functions)}" if functions else said
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-__all__ = ("counted", "hex_or_null", "hexadecimal", "permissions", "span", "table")
+__all__ = (
+    "counted",
+    "describe_calls",
+    "hex_or_null",
+    "hexadecimal",
+    "permissions",
+    "span",
+    "table",
+)
+
+# What is further out is seldom more than how a task came into the kernel.
+_MAX_CALLS = 6
 
 # include/linux/mm.h; the same bits in every release.
 _VM_READ, _VM_WRITE, _VM_EXEC, _VM_MAYSHARE = 0x1, 0x2, 0x4, 0x80
@@ -58,3 +69,11 @@ def table(
         colalign=align if rows else None,
     )
     return (line.rstrip() for line in text.split("\n") if line)
+
+
+def describe_calls(functions: Sequence[str]) -> str:
+    """What a task is doing: the functions on its stack, those further in.
+
+    :param functions: The innermost first.
+    """
+    return " < ".join(functions[:_MAX_CALLS])
