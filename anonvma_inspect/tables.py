@@ -32,6 +32,7 @@ __all__ = (
     "AnonVmas",
     "Avcs",
     "Broken",
+    "CacheTotals",
     "ChainEnd",
     "Holders",
     "Holes",
@@ -401,6 +402,28 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class CacheTotals:
+    """What the slab cache of one kind of objects comes to, in all of memory.
+
+    :ivar size: Bytes from one object to the next.
+    :ivar slabs: How many slabs it has.
+    :ivar bytes: Of those.
+    :ivar objects: That they have room for.
+    :ivar allocated: Of these, those in use: on no list of free objects.
+    :ivar guarded: Objects in use that KFENCE holds, in pages of its own.
+    :ivar reached: Rows of the table that are among those in use.
+    """
+
+    size: int
+    slabs: int
+    bytes: int
+    objects: int
+    allocated: int
+    guarded: int
+    reached: int
+
+
+@dataclass(frozen=True)
 class Unreached:
     """Allocated objects that are in no other table, and free anon_vmas; each kind by address.
 
@@ -448,6 +471,7 @@ class Allocation:
     :ivar broken_slab: Row in :class:`Slabs` of the list's slab.
     :ivar broken_value: What each leads to.
     :ivar unreached: ``None`` if it was not looked for.
+    :ivar totals: Of the caches of VMAs, AVCs and anon_vmas; empty if it was not looked for.
     :ivar unreached_not_read: Why it could not be looked for, if so.
     """
 
@@ -464,6 +488,7 @@ class Allocation:
     broken_slab: RowColumn
     broken_value: U64Column
     unreached: Unreached | None = None
+    totals: tuple[CacheTotals, ...] = ()
     unreached_not_read: str | None = None
 
 

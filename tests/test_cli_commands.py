@@ -393,6 +393,33 @@ def test_stats(cli: Cli) -> None:
     assert document["distributions"]["chain_length"]["sum"] == len(tables.links.vma)
     assert document["distributions"]["tree_size"]["sum"] == len(tables.nodes.avc)
     assert document["bytes"]["anon_vma_chain"]["bytes"] == 64 * len(tables.avcs.address)
+    word = CAPTURE.manifest["word"]
+    for cache in document["slabs"]["caches"]:
+        figure = word["slab"][cache["struct"]]
+        assert cache["objects"] == int(figure["total_objects"].split()[0])
+        assert cache["slabs"] == int(figure["slabs"].split()[0])
+    processes = document["owners"]["processes"]
+    assert {process["pid"] for process in processes} == {
+        process["pid"] for process in CAPTURE.processes()
+    }
+    commands = document["owners"]["commands"]
+    assert sum(command["processes"] for command in commands) == len(processes)
+
+
+def test_stats_without_slabs(cli: Cli) -> None:
+    without = answer(cli, "stats", "--no-slabs")
+    assert without["slabs"] == {"missing": "not asked for: --slabs", "caches": []}
+    everything = answer(cli, "stats")
+    assert {**everything, "slabs": None} == {**without, "slabs": None}
+
+
+def test_stats_of_a_process(cli: Cli) -> None:
+    pid, _, _ = process_with_chain()
+    document = answer(cli, "stats", "--pid", str(pid))
+    assert document["slabs"]["missing"] == "not asked for: --slabs"
+    assert document["counts"]["anon_vmas"] < answer(cli, "stats")["counts"]["anon_vmas"]
+    message = cli.fails(2, "-c", CORE, "stats", "--pid", str(pid), "--slabs")
+    assert message == "--slabs is of all processes: leave out --pid"
 
 
 def test_snapshot_of_a_snapshot(cli: Cli, tmp_path: Path) -> None:

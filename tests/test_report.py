@@ -36,8 +36,17 @@ from anonvma_inspect.report.stats import StatsReport
 from anonvma_inspect.report.style import PLAIN, Style
 from anonvma_inspect.report.tree import TreeReport
 from anonvma_inspect.report.vma import VmaReport
-from anonvma_inspect.tables import NO_ROW, Ksm, Nodes, RmapItems, StableNodes, Tables
+from anonvma_inspect.tables import (
+    NO_ROW,
+    CacheTotals,
+    Ksm,
+    Nodes,
+    RmapItems,
+    StableNodes,
+    Tables,
+)
 
+from .handmade import Model
 from .small_tables import (
     AVC_L,
     BASE,
@@ -770,8 +779,169 @@ def test_stats_json() -> None:
                 "histogram": [{"first": 2, "last": 3, "objects": 1}],
             },
         },
+        "slabs": {"missing": "not asked for: --slabs", "caches": []},
+        "owners": {
+            "processes": [
+                {
+                    "pid": 101,
+                    "comm": "child",
+                    "vmas": 1,
+                    "with_anon_vma": 1,
+                    "avcs": 2,
+                    "anon_vmas": 1,
+                    "bytes": 2 * 64 + 104,
+                    "fork": {"vmas": 1, "avcs": 3, "anon_vmas": 1, "reused": 0, "locked": 1},
+                },
+                {
+                    "pid": 100,
+                    "comm": "mother",
+                    "vmas": 2,
+                    "with_anon_vma": 1,
+                    "avcs": 1,
+                    "anon_vmas": 1,
+                    "bytes": 64 + 104,
+                    "fork": {"vmas": 2, "avcs": 2, "anon_vmas": 1, "reused": 0, "locked": 1},
+                },
+            ],
+            "commands": [
+                {
+                    "comm": "child",
+                    "processes": 1,
+                    "vmas": 1,
+                    "with_anon_vma": 1,
+                    "avcs": 2,
+                    "anon_vmas": 1,
+                    "bytes": 232,
+                },
+                {
+                    "comm": "mother",
+                    "processes": 1,
+                    "vmas": 2,
+                    "with_anon_vma": 1,
+                    "avcs": 1,
+                    "anon_vmas": 1,
+                    "bytes": 168,
+                },
+            ],
+            "nobody": {"vmas": 0, "with_anon_vma": 0, "avcs": 0, "anon_vmas": 0, "bytes": 0},
+        },
+        # Two pages each; the mother's are looked for in both VMAs, the child's in one.
+        "walks": {
+            "weights": "vmas",
+            "pages": 4,
+            "mean": 1.5,
+            "worst": 2,
+            "one_anon_vma": 2.0,
+            "families": [
+                {
+                    "root": hex(ROOT),
+                    "pages": 4,
+                    "mean": 1.5,
+                    "worst": 2,
+                    "one_anon_vma": 2.0,
+                }
+            ],
+            "hot_spots": [
+                {
+                    "anon_vma": hex(ROOT),
+                    "pages": 2,
+                    "mean": 2.0,
+                    "worst": 2,
+                    "tree": 2,
+                    "pid": 100,
+                    "comm": "mother",
+                }
+            ],
+        },
+        "growth": {
+            "waiting": 0,
+            "zombies": 0,
+            "bound": 2,
+            "families_over": 0,
+            "families": [],
+            "deepest": [
+                {"vma": "0xffff888000020200", "start": "0x1000", "pid": 101, "chain_length": 2}
+            ],
+        },
         "complete": True,
     }
+
+
+def test_stats_text_of_costs() -> None:
+    text = text_of(StatsReport(FACTS, make_tables()))
+    assert text.endswith(
+        "\n"
+        "slabs: not known (not asked for: --slabs)\n"
+        "\n"
+        "objects by command\n"
+        "COMMAND      PROCESSES    VMAS    WITH ANON_VMA    AVCS    ANON_VMAS    BYTES\n"
+        "child                1       1                1       2            1      232\n"
+        "mother               1       2                1       1            1      168\n"
+        "nobody's                     0                0       0            0        0\n"
+        "\n"
+        "what the next fork of a process allocates\n"
+        "PROCESS             VMAS    AVCS    ANON_VMAS    REUSED    VMAS UNDER LOCKS\n"
+        "PID 101 (child)        1       3            1         0                   1\n"
+        "PID 100 (mother)       2       2            1         0                   1\n"
+        "\n"
+        "VMAs that a walk of the reverse map visits, a page: mean 1.500, worst 2; if each family "
+        "had one anon_vma, as before 2.6.34: mean 2.000\n"
+        "each of the 4 pages that VMAs have room for counts, in the anon_vma that new ones go to; "
+        "which are there is not known without page data\n"
+        "FAMILY                PAGES    MEAN    WORST    ONE ANON_VMA  FIRST PROCESS\n"
+        "0xffff888000040000        4   1.500        2           2.000  PID 100 (mother)\n"
+        "HOT SPOT              PAGES    MEAN    WORST    TREE  PROCESS\n"
+        "0xffff888000040000        2   2.000        2       2  PID 100 (mother)\n"
+        "\n"
+        "growth: 0 anon_vmas without an active VMA, 0 without any; 0 families with more than 2 "
+        "anon_vmas a VMA, which forks keep down\n"
+        "  2 AVCs in the chain of VMA 0xffff888000020200 00001000-00003000 rw-p of PID 101 (child)"
+        "\n"
+    )
+
+
+def test_stats_of_commands_without_names_and_of_nobody() -> None:
+    """An anonymized snapshot; and an mm that no task has."""
+    tables = make_tables(comm_a=b"", comm_b=b"")
+    tables = replace(tables, "mms", listed=flags(True, False), task=numbers(0, NO_ROW))
+    owners = json_of(StatsReport(FACTS, tables))["owners"]
+    assert [entry["comm"] for entry in owners["processes"]] == [""]
+    assert owners["nobody"] == {
+        "vmas": 1,
+        "with_anon_vma": 1,
+        "avcs": 2,
+        "anon_vmas": 1,
+        "bytes": 232,
+    }
+    assert "(no name)" in text_of(StatsReport(FACTS, tables))
+
+
+def test_stats_of_slabs() -> None:
+    totals = (
+        CacheTotals(192, 2, 8192, 40, 30, 1, 25),
+        CacheTotals(64, 1, 4096, 64, 60, 0, 50),
+        CacheTotals(104, 1, 4096, 39, 20, 0, 20),
+    )
+    allocation = Model().finish().tables().allocation
+    assert allocation is not None
+    assert allocation.unreached is not None
+    unreached = dataclasses.replace(
+        allocation.unreached, avcs=words(*range(10)), avc_linked=flags(*[True] * 3, *[False] * 7)
+    )
+    known = dataclasses.replace(allocation, totals=totals, unreached=unreached)
+    tables = dataclasses.replace(make_tables(), allocation=known)
+    vmas, avcs, _ = json_of(StatsReport(FACTS, tables))["slabs"]["caches"]
+    assert (vmas["free"], vmas["unreached"], vmas["name"]) == (10, 6, "vm_area_struct")
+    assert (avcs["free"], avcs["unreached"], avcs["strangers"]) == (4, 10, 7)
+    text = text_of(StatsReport(FACTS, tables))
+    assert "7 do not look like AVCs: others share it" in text
+    for changes, why in (
+        ({"totals": (), "unreached_not_read": "a word"}, "a word"),
+        ({"not_read": "another"}, "another"),
+    ):
+        lacking: Any = dataclasses.replace(known, **changes)
+        tables = dataclasses.replace(make_tables(), allocation=lacking)
+        assert json_of(StatsReport(FACTS, tables))["slabs"]["missing"] == why
 
 
 def test_stats_text() -> None:

@@ -172,6 +172,27 @@ def test_counts_are_those_of_slabinfo(
     assert word_of_cache(capture.target, cache, "size") == figure["slab_size"]
 
 
+@every
+def test_totals_are_those_of_sysfs(capture: Capture) -> None:
+    """Slabs and objects, to the last one where the caches were shrunk before."""
+    word = capture.manifest["word"]
+    totals = allocation_of(capture.tables).totals
+    assert len(totals) == len(KINDS)
+    for total, (_, type_, kind) in zip(totals, KINDS, strict=True):
+        figures = word["slab"][type_.removeprefix("struct ")]
+        figure = {name: int(text.split()[0].split("(")[0]) for name, text in figures.items()}
+        assert total.size == figure["slab_size"]
+        assert total.bytes == total.slabs * (4096 << figure["order"])
+        assert total.allocated + total.guarded == len(allocated(capture.tables, kind))
+        assert total.reached <= total.allocated + total.guarded
+        if "shrink=1" in capture.manifest["guest"]["witness"]:
+            per_cpu = figure["cpu_slabs"] + capture.manifest["guest"]["cpus"]
+            assert abs(total.slabs - figure["slabs"]) <= per_cpu
+            slack = per_cpu * figure["objs_per_slab"]
+            assert abs(total.objects - figure["total_objects"]) <= slack
+            assert abs(total.allocated - figure["objects"]) <= slack
+
+
 # ---- one wrong word
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "chain": "A VMA's anon_vma_chain.",
     "tree": "An anon_vma's interval tree.",
     "family": "Anon_vmas of a family, each below its parent; or all families.",
-    "stats": "Counts, bytes, distributions.",
+    "stats": "Counts, bytes, distributions, costs.",
     "locks": "Who holds and who awaits the locks.",
     "snapshot": "Save what was read.",
     "explain": "An invariant, its reason, its source.",

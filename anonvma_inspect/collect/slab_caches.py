@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.era import Record
-from anonvma_inspect.kernel.slab import SlabEra, objects_per_slab
+from anonvma_inspect.kernel.slab import SlabEra, objects_per_slab, pages_per_slab
 from anonvma_inspect.target.memory import WORD, Memory, U64Column
 from anonvma_inspect.target.target import Target
 
@@ -38,6 +38,8 @@ class Cache:
     :ivar offset: Of the link in a free object.
     :ivar least: Objects of its smallest slabs.
     :ivar most: Objects of its ordinary slabs.
+    :ivar least_pages: Pages of its smallest slabs.
+    :ivar most_pages: Pages of its ordinary slabs.
     :ivar pad: Bytes before the first object of a slab, and before each other one (slub_debug).
     :ivar random: What links are hardened with; ``None`` if they are not.
     :ivar cpu_slab: Per-CPU pointer; 0 if there is none.
@@ -51,6 +53,8 @@ class Cache:
     offset: int
     least: int
     most: int
+    least_pages: int
+    most_pages: int
     pad: int
     random: int | None
     cpu_slab: int
@@ -89,6 +93,8 @@ def read_cache(reader: Reader, era: SlabEra, target: Target, address: int) -> Ca
         offset=word("offset"),
         least=objects_per_slab(word("min")),
         most=objects_per_slab(word("oo")),
+        least_pages=pages_per_slab(word("min")),
+        most_pages=pages_per_slab(word("oo")),
         pad=word("red_left_pad"),
         random=word("random") if "random" in record else None,
         cpu_slab=word("cpu_slab"),

@@ -33,6 +33,7 @@ from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
     NO_ROW,
     Allocation,
+    CacheTotals,
     I64Column,
     ObjectState,
     Placement,
@@ -245,7 +246,11 @@ class _Slabs:
             for cache, part in zip(own, lists, strict=True)
         )
         unreached = find_unreached(self.reader, self.tables, objects)
-        return dataclasses.replace(allocation, unreached=unreached)
+        totals = tuple(
+            self._totals(cache, kind, state, used, guarded)
+            for cache, kind, state, (used, _) in zip(own, self.kinds, states, objects, strict=True)
+        )
+        return dataclasses.replace(allocation, unreached=unreached, totals=totals)
 
     # Why leaks cannot be looked for, if so.
     def _why_not_leaks(self, known: int) -> str | None:
@@ -278,6 +283,26 @@ class _Slabs:
         free = distinct(lists.objects)
         used = address[find_rows(free, address) == NO_ROW]
         return np.concatenate([used, guarded.address[here & guarded.used]]), free
+
+    # What a cache comes to; slabs with nothing in use count as well.
+    def _totals(
+        self, cache: Cache, kind: _Kind, state: U8Column, used: U64Column, guarded: _Guarded
+    ) -> CacheTotals:
+        mine = self.pages.caches == np.uint64(cache.address)
+        fenced = int(np.count_nonzero(mine[guarded.slab] & guarded.used))
+        mine[guarded.slab] = False
+        slab = np.flatnonzero(mine)
+        small = self.pages.column("objects")[slab] < np.uint64(cache.most)
+        pages = np.where(small, cache.least_pages, cache.most_pages).sum()
+        return CacheTotals(
+            size=cache.size,
+            slabs=len(slab),
+            bytes=int(pages) * self.tables.era.page_size,
+            objects=int(self._counts(cache, slab).sum()),
+            allocated=len(used) - fenced,
+            guarded=fenced,
+            reached=int(np.count_nonzero(state[: kind.rows] == ObjectState.ALLOCATED)),
+        )
 
     # What the variable of a kind of objects points to; 0 if that is not known.
     def _named(self, kind: _Kind) -> int:

@@ -193,6 +193,8 @@ _VMA = (
     "vm_end",
     "vm_mm",
     "vm_flags",
+    # vma_flags_t beside it, by v7.2.
+    "?vma_flags=flags",
     "vm_pgoff",
     "vm_file",
     "anon_vma",

@@ -24,6 +24,7 @@ __all__ = (
     "decode_link",
     "head_of",
     "objects_per_slab",
+    "pages_per_slab",
     "resolve_slab_era",
 )
 
@@ -231,6 +232,12 @@ def head_of(page: U64Column, info: U64Column, size: int) -> U64Column:
 def objects_per_slab(oo: int) -> int:
     """How many objects ``kmem_cache.oo`` or ``.min`` says that a slab has."""
     return oo & int(_OO_MASK)
+
+
+def pages_per_slab(oo: int) -> int:
+    """Pages of a slab, by the order in the upper half of ``kmem_cache.oo`` or ``.min``."""
+    # No order of the buddy allocator's makes a compound page larger than this.
+    return min(1 << min(oo >> 16, 64), _MAX_TAIL)
 
 
 def decode_link(

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
+from anonvma_inspect.analysis.families import Families, find_families
 from anonvma_inspect.kernel.tags import strip_lock_mark
 from anonvma_inspect.report.counts import count_objects, describe_counts
+from anonvma_inspect.report.distributions import distribution, distribution_text
 from anonvma_inspect.report.facts import Document, TargetFacts
+from anonvma_inspect.report.growth import Growth
+from anonvma_inspect.report.owners import Owners
+from anonvma_inspect.report.slab_usage import SlabUsage
 from anonvma_inspect.report.style import Style
+from anonvma_inspect.report.walks import Walks
 from anonvma_inspect.report.words import counted, table
 from anonvma_inspect.tables import NO_ROW, I64Column, Tables
 
@@ -18,13 +26,26 @@ __all__ = ("StatsReport",)
 
 SCHEMA = "anonvma-inspect/stats/1"
 
-_BAR = 40
 _TITLES = {
     "chain_length": "AVCs in a VMA's chain",
     "tree_size": "VMAs in an anon_vma's tree",
     "tree_depth": "levels of an anon_vma's tree",
     "vmas_per_root": "VMAs in a family",
 }
+
+
+class Section(Protocol):
+    """A part of the answer."""
+
+    @property
+    def key(self) -> str:
+        """Its key in the JSON answer."""
+
+    def document(self) -> Document:
+        """Its value there."""
+
+    def text(self, style: Style) -> Iterator[str]:
+        """Its lines."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +57,21 @@ class StatsReport:
 
     items = None
 
+    @cached_property
+    def families(self) -> Families:
+        """The families that the figures are of."""
+        return find_families(self.tables)
+
+    @cached_property
+    def _sections(self) -> tuple[Section, ...]:
+        tables, families = self.tables, self.families
+        return (
+            SlabUsage(tables),
+            Owners(tables, families),
+            Walks(tables, families),
+            Growth(tables, families),
+        )
+
     def document(self) -> Document:
         """See :meth:`anonvma_inspect.report.render.Report.document`."""
         return {
@@ -45,8 +81,9 @@ class StatsReport:
             "bytes": self._bytes(),
             "ksm": {**self._ksm(), "missing": self.tables.ksm.missing},
             "distributions": {
-                name: _distribution(values) for name, values in self._values().items()
+                name: distribution(values) for name, values in self._values().items()
             },
+            **{section.key: section.document() for section in self._sections},
             "complete": self.tables.complete,
         }
 
@@ -72,7 +109,10 @@ class StatsReport:
         yield self._ksm_text()
         for name, values in self._values().items():
             yield ""
-            yield from _distribution_text(_TITLES[name], values, style)
+            yield from distribution_text(_TITLES[name], values, style)
+        for section in self._sections:
+            yield ""
+            yield from section.text(style)
 
     # Of the structs themselves; slabs need more, for their padding and their free objects.
     def _bytes(self) -> dict[str, dict[str, int]]:
@@ -116,78 +156,13 @@ class StatsReport:
 
     def _values(self) -> dict[str, I64Column]:
         tables = self.tables
-        anon_vmas, nodes, links = tables.anon_vmas, tables.nodes, tables.links
+        anon_vmas, nodes = tables.anon_vmas, tables.nodes
         size = np.bincount(nodes.anon_vma, minlength=len(anon_vmas.address))
         depth = np.zeros(len(anon_vmas.address), dtype=np.int64)
         np.maximum.at(depth, nodes.anon_vma, nodes.depth + 1)
-        # A VMA belongs to the families that its chain leads to: at rest, to one.
-        anon_vma = tables.avcs.anon_vma_row[links.avc]
-        root = np.where(anon_vma == NO_ROW, NO_ROW, anon_vmas.root_row[anon_vma])
-        pairs = np.unique(np.stack([root, links.vma])[:, root != NO_ROW], axis=1)
-        family = np.bincount(pairs[0], minlength=len(anon_vmas.address))
         return {
             "chain_length": tables.vmas.chain_length,
             "tree_size": size[anon_vmas.reached],
             "tree_depth": depth[anon_vmas.reached],
-            "vmas_per_root": family[family > 0],
+            "vmas_per_root": self.families.vmas[self.families.vmas > 0],
         }
-
-
-# The value that at least this share (in percent) of the objects do not exceed.
-def _percentile(ordered: I64Column, percent: int) -> int | None:
-    if not len(ordered):
-        return None
-    return int(ordered[max(-(-len(ordered) * percent // 100) - 1, 0)])
-
-
-def _distribution(values: I64Column) -> Document:
-    ordered = np.sort(values)
-    return {
-        "objects": len(ordered),
-        "sum": int(ordered.sum()),
-        "min": int(ordered[0]) if len(ordered) else None,
-        "median": _percentile(ordered, 50),
-        "p90": _percentile(ordered, 90),
-        "p99": _percentile(ordered, 99),
-        "max": int(ordered[-1]) if len(ordered) else None,
-        "histogram": [
-            {"first": first, "last": last, "objects": objects}
-            for first, last, objects in _histogram(ordered)
-        ],
-    }
-
-
-# 0, 1, 2-3, 4-7, ...: from the first range that is not empty to the last.
-def _histogram(values: I64Column) -> list[tuple[int, int, int]]:
-    ranges = [(0, 0)] + [(1 << bit, (2 << bit) - 1) for bit in range(63)]
-    edges = np.array([first for first, _ in ranges])
-    counts = np.bincount(np.searchsorted(edges, values, side="right") - 1, minlength=len(ranges))
-    used = np.flatnonzero(counts)
-    if not len(used):
-        return []
-    return [(*ranges[index], int(counts[index])) for index in range(used[0], used[-1] + 1)]
-
-
-def _distribution_text(title: str, values: I64Column, style: Style) -> Iterator[str]:
-    ordered = np.sort(values)
-    if not len(ordered):
-        yield f"{style.strong(title)}: none"
-        return
-    yield (
-        f"{style.strong(title)}: median {_percentile(ordered, 50):,}, "
-        f"p90 {_percentile(ordered, 90):,}, p99 {_percentile(ordered, 99):,}, "
-        f"max {int(ordered[-1]):,}"
-    )
-    histogram = _histogram(ordered)
-    most = max(objects for _, _, objects in histogram)
-    yield from table(
-        [
-            (
-                f"{first:,}" if first == last else f"{first:,} - {last:,}",
-                f"{objects:,}",
-                "#" * -(-objects * _BAR // most),
-            )
-            for first, last, objects in histogram
-        ],
-        align=("right", "right", "left"),
-    )

@@ -1,0 +1,27 @@
+"""Bits of ``vm_area_struct.vm_flags`` (``include/linux/mm.h``; the same in v5.10 to v7.3)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anonvma_inspect.kernel.era import Era
+
+__all__ = ("VM_DONTCOPY", "VM_SOFTDIRTY", "VM_WIPEONFORK", "guard_flag")
+
+#: MADV_DONTFORK: a child does not get it.
+VM_DONTCOPY = np.uint64(0x20000)
+#: MADV_WIPEONFORK: a child gets it empty.
+VM_WIPEONFORK = np.uint64(0x2000000)
+#: Does not keep VMAs from being merged.
+VM_SOFTDIRTY = np.uint64(0x8000000)
+
+
+def guard_flag(era: Era) -> int:
+    """``VM_MAYBE_GUARD``: there may be guard regions, so that fork must copy the page tables.
+
+    Kernels with ``vm_area_struct.flags`` have it (Debian's 7.2 and 7.3), as
+    ``VMA_MAYBE_GUARD_BIT``; before v5.16 the bit was another's.
+
+    :return: 0 where there is no such flag.
+    """
+    return 1 << 11 if "vma_flags" in era.vma else 0
