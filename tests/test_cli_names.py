@@ -31,6 +31,8 @@ COMMANDS = (
     ("vma", "100"),
     ("chain", f"{VMA_B:x}"),
     ("tree", f"{LEAF:x}"),
+    ("family",),
+    ("family", f"{LEAF:x}"),
     ("stats",),
     # Refused, in sentences that name the process.
     ("vma", "100", "9000"),
@@ -39,7 +41,11 @@ COMMANDS = (
 )
 
 
+@dataclasses.dataclass
 class FakeTarget:
+    release: str
+    scheme: str | None = None
+
     kind = "elf-core"
     architecture = "x86_64"
     layouts_source = "btf"
@@ -48,9 +54,6 @@ class FakeTarget:
     walks = None
     meter = None
     left_out = None
-
-    def __init__(self, release: str) -> None:
-        self.release = release
 
 
 # Runs a command; standard output and error, together.
