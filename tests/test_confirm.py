@@ -266,6 +266,23 @@ def test_what_is_new_each_time_is_not_gone_after() -> None:
     assert len(seen) == 3
 
 
+@two_kernels
+def test_the_same_of_two_words(capture: Capture) -> None:
+    """Rules that look at several words of an object say the same of each."""
+    family = Family(capture)
+    avcs, record = capture.tables.avcs, family.era.avc
+    rows = np.flatnonzero(avcs.anon_vma_row == family.anon_vma)[:1].tolist()
+    rows += np.flatnonzero(avcs.vma_row == family.other_vma)[:1].tolist()
+    words: dict[int, int] = {}
+    for row, name in zip(rows, ("vma", "anon_vma"), strict=True):
+        address, value = int(avcs.address[row]), int(getattr(avcs, name)[row]) | 1
+        words.update(field_words(capture.target, record, address, name, value))
+    result = audited(family, itertools.repeat(words))
+    tagged = [f.object_address for f in result.findings() if f.code == "AV601"]
+    assert sorted(tagged) == sorted(int(avcs.address[row]) for row in rows)
+    assert "AV601" not in transient(result)
+
+
 def test_one_of_two() -> None:
     """A finding neither waits for a suspicion in another place, nor vouches for it."""
     family = Family(TWO_KERNELS[1])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -63,8 +64,9 @@ def confirm(
     return suspicions.outcome(before)
 
 
-# How an invariant is violated, and by what.
-_Kind = tuple[str, str]
+# Which invariant is violated, how, by which objects, and the how many-eth group of such it is: a
+# rule that looks at two words of an object may say the same of both.
+_Kind = tuple[str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -87,10 +89,9 @@ class _Suspicions:
         self._confirmed: dict[_Kind, U64Column] = {}
         self._groups: dict[str, list[tuple[Result, Violations]]] = {}
         self._transient: list[tuple[Result, Violations]] = []
-        for result, group in _groups(first):
+        for kind, result, group in _groups(first):
             order = np.argsort(group.address, kind="stable")
             agreed = np.zeros(len(order), dtype=np.int64)
-            kind = (result.invariant.code, group.message)
             self._open[kind] = _Undecided(result, group.only(order), agreed)
         self._of_first = {kind: last.group.address for kind, last in self._open.items()}
 
@@ -114,8 +115,7 @@ class _Suspicions:
         steady = Steady(before, now.tables)
         unexplained = _Unexplained(now)
         left_open: dict[_Kind, _Undecided] = {}
-        for result, group in _groups(now):
-            kind = (result.invariant.code, group.message)
+        for kind, result, group in _groups(now):
             address = group.address
             count = np.zeros(len(group), dtype=np.int64)
             if (last := self._open.get(kind)) is not None:
@@ -176,9 +176,8 @@ class _Suspicions:
         explained: tuple[tuple[Result, tuple[in_flight.Operation, ...]], ...] = ()
         if self.undecided(of_first=True):
             explained = in_flight.explain(last).explained
-        for result, _ in explained:
-            for group in result.violations:
-                self._take_out((result.invariant.code, group.message), group.address)
+        for kind, addresses in _addresses(result for result, _ in explained).items():
+            self._take_out(kind, addresses)
         self._let_go({})
         transient: dict[str, list[tuple[Result, Violations]]] = {}
         for result, group in self._transient:
@@ -193,10 +192,11 @@ class _Suspicions:
             explained,
         )
 
-    def _take_out(self, kind: _Kind, addresses: U64Column) -> None:
-        if (last := self._open.get(kind)) is not None:
-            left = np.flatnonzero(~np.isin(last.group.address, addresses))
-            self._open[kind] = _Undecided(last.result, last.group.only(left), last.agreed[left])
+    def _take_out(self, way: _Way, addresses: U64Column) -> None:
+        for kind, last in self._open.items():
+            if kind[:2] == way:
+                left = np.flatnonzero(~np.isin(last.group.address, addresses))
+                self._open[kind] = _Undecided(last.result, last.group.only(left), last.agreed[left])
 
 
 class _Unexplained:
@@ -206,24 +206,35 @@ class _Unexplained:
         self._audit = audit
 
     @cached_property
-    def _explained(self) -> dict[_Kind, U64Column]:
-        explained: dict[_Kind, U64Column] = {}
-        for result, _ in in_flight.explain(self._audit).explained:
-            for group in result.violations:
-                kind = (result.invariant.code, group.message)
-                known = explained.get(kind, _NO_ADDRESSES)
-                explained[kind] = np.concatenate([known, group.address])
-        return explained
+    def _explained(self) -> dict[_Way, U64Column]:
+        return _addresses(result for result, _ in in_flight.explain(self._audit).explained)
 
     def violations(self, result: Result, group: Violations) -> BoolColumn:
-        kind = (result.invariant.code, group.message)
-        return ~np.isin(group.address, self._explained.get(kind, _NO_ADDRESSES))
+        way = (result.invariant.code, group.message)
+        return ~np.isin(group.address, self._explained.get(way, _NO_ADDRESSES))
 
 
-def _groups(audit: catalogue.Audit) -> list[tuple[Result, Violations]]:
-    return [
-        (result, group) for result in audit.results for group in result.violations if len(group)
-    ]
+# The code and the message: what operations explain, they explain of all words of an object.
+_Way = tuple[str, str]
+
+
+def _addresses(results: Iterable[Result]) -> dict[_Way, U64Column]:
+    addresses: dict[_Way, U64Column] = {}
+    for result in results:
+        for group in result.violations:
+            way = (result.invariant.code, group.message)
+            addresses[way] = np.append(addresses.get(way, _NO_ADDRESSES), group.address)
+    return addresses
+
+
+def _groups(audit: catalogue.Audit) -> Iterator[tuple[_Kind, Result, Violations]]:
+    alike: Counter[tuple[str, str, str]] = Counter()
+    for result in audit.results:
+        for group in result.violations:
+            kind = (result.invariant.code, group.message, group.object_type)
+            if len(group):
+                yield (*kind, alike[kind]), result, group
+            alike[kind] += 1
 
 
 # What is about no object that anything guards, is asked for once more.
