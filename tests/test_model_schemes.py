@@ -5,15 +5,31 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis.stateful import run_state_machine_as_test as run_state_machine
 
 from .model import lazy
 from .model.eras import SCHEMES
+from .model.image import Image
 from .model.lazy_rules import LazyRules
 from .model.objects import AnonVma, Lazy, Parent, RootVma, Vma
 from .model.script import Operation, Player
-from .model.soundness import assert_counts, assert_nothing_leaks
+from .model.soundness import (
+    SETTINGS,
+    Proposal,
+    assert_counts,
+    assert_nothing_leaks,
+    assert_sound,
+)
+from .model.tagged import Tags
 
 READ, WRITE = 1, 3
+_TAGS = (
+    ("lazy", Tags(vma=1, parent=2)),
+    ("lazy", Tags(vma=2, parent=1, named=True)),
+    ("lazy", Tags(vma=4, parent=3)),
+    ("unfaulted", Tags(unfaulted=1)),
+    ("unfaulted", Tags(unfaulted=2, named=True)),
+)
 
 
 def started(name: str = "lazy", pages: int = 8, posted: LazyRules | None = None) -> Player:
@@ -47,6 +63,13 @@ def anon_vma(player: Player, process: int = 0, number: int = 0) -> AnonVma:
 def assert_whole(player: Player) -> None:
     assert_nothing_leaks(player)
     assert_counts(player)
+    assert_sound(player, Image(player.machine))
+
+
+@pytest.mark.parametrize(("name", "tags"), _TAGS, ids=str)
+def test_every_state_is_sound(name: str, tags: Tags) -> None:
+    machine = type("Proposed", (Proposal,), {"era": SCHEMES[name], "tags": tags})
+    run_state_machine(machine, settings=SETTINGS)
 
 
 # ---- ANON_VMA_LAZY
