@@ -16,6 +16,7 @@ from anonvma_inspect.invariants.base import State
 from anonvma_inspect.invariants.catalogue import CATALOGUE
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.tags import TagScheme
+from anonvma_inspect.report.vma_words import count_vma_words, describe_vma_words
 from anonvma_inspect.tables import NO_ROW, ObjectState
 
 from .handmade import CACHES, ERA, RAM, AnonVma, Mm, Model, Vma, forest
@@ -129,6 +130,31 @@ def test_plain_pointers_have_no_schemes() -> None:
     for result in run(forest()).results:
         if result.invariant.code in codes:
             assert result.state is State.NOT_APPLICABLE
+
+
+def test_figures_of_words() -> None:
+    def figures(model: Model) -> dict[str, object]:
+        counted = count_vma_words(model.tables())
+        kinds = counted["kinds"]
+        assert isinstance(kinds, dict)
+        return {**counted, "kinds": {kind: count for kind, count in kinds.items() if count}}
+
+    assert figures(unfaulted()) == {
+        # Fourteen VMAs each in four processes, and one more; three flags.
+        "kinds": {"none": 2, "anon_vma": 52, "unfaulted": 3},
+        "root_vmas": 0,
+        "unmapped_root_vmas": 0,
+    }
+    model = lazy()
+    assert figures(model) == {
+        "kinds": {"none": 4, "anon_vma": 53, "lazy_vma": 5, "lazy_parent": 4},
+        "root_vmas": 3,
+        "unmapped_root_vmas": 1,
+    }
+    assert describe_vma_words(model.tables()) == (
+        "vma->anon_vma: 4 none, 53 anon_vma, 5 lazy_vma, 4 lazy_parent; 3 root VMAs, 1 of them "
+        "unmapped"
+    )
 
 
 def test_uncertain_scheme_judges_no_tag() -> None:

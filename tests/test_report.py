@@ -720,6 +720,18 @@ def test_stats_json() -> None:
             "anon_vma_chain": {"objects": 3, "size": 64, "bytes": 192},
             "anon_vma": {"objects": 2, "size": 104, "bytes": 208},
         },
+        "vma_words": {
+            "kinds": {
+                "none": 1,
+                "anon_vma": 2,
+                "unfaulted": 0,
+                "lazy_vma": 0,
+                "lazy_parent": 0,
+                "tagged": 0,
+            },
+            "root_vmas": 0,
+            "unmapped_root_vmas": 0,
+        },
         "ksm": {
             "stable_nodes": 0,
             "rmap_items": 0,

@@ -18,6 +18,7 @@ from anonvma_inspect.report.growth import Growth
 from anonvma_inspect.report.owners import Owners
 from anonvma_inspect.report.slab_usage import SlabUsage
 from anonvma_inspect.report.style import Style
+from anonvma_inspect.report.vma_words import count_vma_words, describe_vma_words
 from anonvma_inspect.report.walks import Walks
 from anonvma_inspect.report.words import counted, table
 from anonvma_inspect.tables import NO_ROW, I64Column, Tables
@@ -79,6 +80,7 @@ class StatsReport:
             "target": self.facts.document(),
             "counts": dict(count_objects(self.tables)),
             "bytes": self._bytes(),
+            "vma_words": count_vma_words(self.tables),
             "ksm": {**self._ksm(), "missing": self.tables.ksm.missing},
             "distributions": {
                 name: distribution(values) for name, values in self._values().items()
@@ -107,6 +109,9 @@ class StatsReport:
         )
         yield ""
         yield self._ksm_text()
+        if self.tables.era.tags.name != "none":
+            yield ""
+            yield describe_vma_words(self.tables)
         for name, values in self._values().items():
             yield ""
             yield from distribution_text(_TITLES[name], values, style)

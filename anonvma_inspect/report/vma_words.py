@@ -1,0 +1,48 @@
+"""What VMAs have in ``vma->anon_vma``, in figures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from anonvma_inspect.kernel.tags import AnonVmaKind
+from anonvma_inspect.report.facts import Document
+from anonvma_inspect.report.words import counted
+from anonvma_inspect.tables import NO_ROW, RowColumn, Tables, find_rows
+
+__all__ = ("count_vma_words", "describe_vma_words")
+
+
+def count_vma_words(tables: Tables) -> Document:
+    """How many VMAs have a word of each kind, and how many root VMAs there are.
+
+    :return: ``kinds`` by the words of :class:`~anonvma_inspect.kernel.tags.AnonVmaKind`, of VMAs in
+        trees of mms; ``root_vmas``, and ``unmapped_root_vmas``, which are in no such tree.
+    """
+    vmas = tables.vmas
+    kind = tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    mapped = vmas.slot != NO_ROW
+    count = np.bincount(kind[mapped], minlength=len(AnonVmaKind))
+    root = _root_vmas(tables, kind == AnonVmaKind.LAZY_VMA)
+    return {
+        "kinds": {each.word: int(count[each]) for each in AnonVmaKind},
+        "root_vmas": len(root),
+        "unmapped_root_vmas": int(np.count_nonzero(~mapped[root])),
+    }
+
+
+def _root_vmas(tables: Tables, lazy: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> RowColumn:
+    root = find_rows(tables.vmas.address, tables.vmas.anon_vma_pointer[lazy])
+    return np.unique(root[root != NO_ROW])
+
+
+def describe_vma_words(tables: Tables) -> str:
+    """For people, in one line."""
+    found = count_vma_words(tables)
+    kinds = found["kinds"]
+    assert isinstance(kinds, dict)
+    said = ", ".join(f"{count:,} {word}" for word, count in kinds.items() if count)
+    line = f"vma->anon_vma: {said or 'no VMA'}"
+    roots, unmapped = found["root_vmas"], found["unmapped_root_vmas"]
+    if isinstance(roots, int) and roots:
+        line += f"; {counted(roots, 'root VMA')}, {unmapped:,} of them unmapped"
+    return line
