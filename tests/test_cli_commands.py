@@ -336,9 +336,14 @@ def test_audit_only_and_skip(cli: Cli) -> None:
     only = answer(cli, "audit", "--only", "tag-bits")["checked"]
     assert [entry["code"] for entry in only] == ["AV601"]
     group = answer(cli, "audit", "--only", "AV6")["checked"]
-    assert [entry["code"] for entry in group] == ["AV601", "AV602"]
+    assert [entry["code"] for entry in group] == [
+        invariant.code for invariant in CATALOGUE if invariant.code.startswith("AV6")
+    ]
+    assert {"AV601", "AV602", "AV603"} <= {entry["code"] for entry in group}
     assert answer(cli, "audit", "--only", "AV601,AV6")["checked"] == group
-    assert answer(cli, "audit", "--only", "AV6", "--skip", "AV602")["checked"] == only
+    assert answer(cli, "audit", "--only", "AV6", "--skip", "AV602")["checked"] == [
+        entry for entry in group if entry["code"] != "AV602"
+    ]
 
 
 def test_audit_finds_a_changed_word(cli: Cli, serve: Serve) -> None:
