@@ -16,7 +16,7 @@ import pytest
 import anonvma_inspect.collect
 import anonvma_inspect.target
 from anonvma_inspect.errors import TargetError
-from anonvma_inspect.invariants.catalogue import select
+from anonvma_inspect.invariants.catalogue import CATALOGUE, select
 from anonvma_inspect.tables import NO_ROW, ChainEnd, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import OverlayMemory
