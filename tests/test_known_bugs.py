@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,62 +14,22 @@ from anonvma_inspect.collect import collect
 from anonvma_inspect.invariants.base import Finding
 from anonvma_inspect.invariants.catalogue import audit
 
+from .known_bugs import active, bug, forget, link, started, vma_of
 from .model.eras import ERAS
 from .model.image import Image
 from .model.links import get_anon_vma, put_anon_vma
-from .model.objects import AnonVma, Avc, Vma
+from .model.objects import AnonVma
 from .model.script import Operation, Player
+from .scheme_bugs import BUGS
 
 DOCS = Path(__file__).parent.parent / "docs" / "known-bugs.md"
 _ROW = re.compile(r"^\| (?P<bug>[^|]+) \| [^|]+ \| [^|]+ \| (?P<codes>[^|]+) \|$", re.MULTILINE)
-
-
-def started(name: str) -> Player:
-    """A process that wrote to a mapping of eight pages, forked, and whose child forked."""
-    player = Player(ERAS[name])
-    player.do(Operation(0, "map", 0, 8))
-    player.do(Operation(0, "write", 0))
-    player.do(Operation(0, "fork", to=1))
-    player.do(Operation(1, "fork", to=2))
-    return player
-
-
-def vma_of(player: Player, process: int, number: int = 0) -> Vma:
-    return player.machine.processes[process].mm.vmas[number]
-
-
-def active(player: Player, process: int, number: int = 0) -> AnonVma:
-    anon_vma = vma_of(player, process, number).anon_vma
-    assert anon_vma is not None
-    return anon_vma
 
 
 def findings(player: Player, image: Image | None = None) -> list[Finding]:
     result = audit(collect((image or Image(player.machine)).target()))
     assert not result.failures
     return list(result.findings())
-
-
-def forget(vma: Vma, player: Player) -> None:
-    """Free a VMA's AVCs, and leave the rest of it as it is."""
-    for avc in vma.chain:
-        avc.anon_vma.tree.remove(avc.rb)
-        player.machine.free(avc)
-    vma.chain.clear()
-
-
-Bug = Callable[[], Player]
-BUGS: dict[str, Bug] = {}
-
-
-def bug(name: str) -> Callable[[Bug], Bug]:
-    """Name what a function rebuilds, as the documentation does."""
-
-    def remember(function: Bug) -> Bug:
-        BUGS[name] = function
-        return function
-
-    return remember
 
 
 @bug("double reuse")
@@ -139,13 +98,6 @@ def sharers() -> Player:
     anon_vma.num_children += 1
     link(player, new, other)
     return player
-
-
-def link(player: Player, vma: Vma, anon_vma: AnonVma) -> Avc:
-    avc = player.machine.allocate(Avc(vma, anon_vma))
-    vma.chain.insert(0, avc)
-    anon_vma.tree.insert(avc.rb)
-    return avc
 
 
 @bug("AVCs of a freed VMA")
