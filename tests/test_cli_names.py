@@ -34,6 +34,7 @@ COMMANDS = (
     ("family",),
     ("family", f"{LEAF:x}"),
     ("stats",),
+    ("savings",),
     # Refused, in sentences that name the process.
     ("vma", "100", "9000"),
     ("tree", "100", "3000"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anonvma_inspect.analysis.saving import listed_vmas
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY, VM_WIPEONFORK
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables
 from anonvma_inspect.target.memory import BoolColumn
@@ -36,10 +37,8 @@ def fork_cost(tables: Tables) -> ForkCost:
     ``kernel/fork.c`` (v6.1, v6.12): which anon_vma is handed on depends on the order of the chain,
     that one is does not, but where several VMAs compete for the same ones.
     """
-    vmas, slots = tables.vmas, tables.slots
-    own = np.flatnonzero(slots.vma != NO_ROW)
-    own = own[vmas.slot[slots.vma[own]] == own]
-    row = slots.vma[own]
+    vmas = tables.vmas
+    row = listed_vmas(tables)
     row = row[(vmas.vm_flags[row] & VM_DONTCOPY) == 0]
     mm = vmas.mm[row]
     count = len(tables.mms.address)

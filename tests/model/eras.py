@@ -56,6 +56,11 @@ class Rules:
     mremap_checks_first: bool = True
     #: It moves all VMAs of a range. Since v6.17.
     mremap_moves_many: bool = True
+    #: Proposals for fork and for merging, see :mod:`.sharing`: a child's VMA has the same anon_vma
+    #: as its "parent's" (v5.5), or as the VMA "before" it, where the parent's has that of its own.
+    fork_shares: str | None = None
+    #: VMAs are merged whose anon_vmas are not the same, if they have no children.
+    merges_unlike: bool = False
     #: ANON_VMA_LAZY, a proposal.
     lazy: LazyRules | None = None
     #: ANON_VMA_UNFAULTED, another: a guard makes no anon_vma, but sets a flag in its place.

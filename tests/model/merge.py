@@ -14,6 +14,7 @@ from .guards import take_guards
 from .links import put_vma
 from .objects import Flag, Mm, OutOfMemory, Stretch, Vma, Word, continues
 from .rmap import anon_vma_clone, unlink_anon_vmas
+from .sharing import may_merge
 
 __all__ = ("Proposal", "merge_existing", "merge_new", "out_of_trees")
 
@@ -59,6 +60,8 @@ def _is_like(proposal: Proposal, vma: Vma) -> bool:
     if vma.flags != proposal.flags or vma.file != proposal.file:
         return False
     theirs, ours = vma.word, proposal.word
+    if proposal.mm.machine.rules.merges_unlike and may_merge(theirs, ours):
+        return True
     if not proposal.mm.machine.rules.unfaulted_takes_in:
         return theirs == ours or (None in (theirs, ours) and len(vma.chain) == 1)
     if theirs is None and ours is not None:
@@ -89,6 +92,8 @@ def _joining_next(proposal: Proposal) -> Vma | None:
 
 # That both neighbours fit the proposal does not mean that they fit each other.
 def _fit_each_other(prev: Vma, after: Vma) -> bool:
+    if prev.mm.machine.rules.merges_unlike and may_merge(prev.word, after.word):
+        return True
     return None in (prev.word, after.word) or prev.word == after.word
 
 

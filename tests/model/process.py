@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .objects import Flag, Machine, Mm, OutOfMemory, Process, Vma
 from .rmap import anon_vma_fork
+from .sharing import shared_at_fork
 from .vma import release
 
 __all__ = ("exit_process", "fork", "new_process", "share")
@@ -45,7 +46,7 @@ def _dup_vma(mm: Mm, old: Vma) -> None:
             new.anon_vma = new.lazy = None
             new.unfaulted = False
         else:
-            anon_vma_fork(new, old)
+            anon_vma_fork(new, old, shared_at_fork(mm, old))
     except OutOfMemory:
         mm.machine.free(new)
         raise

@@ -80,17 +80,22 @@ def _is_reusable(anon_vma: AnonVma, src: Vma) -> bool:
     return anon_vma.num_active_vmas == 0 and anon_vma.num_children < 2
 
 
-def anon_vma_fork(vma: Vma, pvma: Vma) -> None:
+def anon_vma_fork(vma: Vma, pvma: Vma, shared: AnonVma | None = None) -> None:
     """``anon_vma_fork()``: a child's VMA gets its parent's anon_vmas, and one of its own.
 
+    :param shared: What it is to have instead of one of its own.
     :raises OutOfMemory: it is left with none.
     """
     if pvma.word is None:
         return
     machine = vma.mm.machine
     lazy.upgrade_to_fork(pvma)
-    vma.anon_vma = vma.lazy = None
+    vma.anon_vma, vma.lazy = shared, None
     anon_vma_clone(vma, pvma, fork=True)
+    if shared is not None:
+        shared.num_active_vmas += 1
+        if all(avc.anon_vma is not shared for avc in vma.chain):
+            link(machine.allocate(Avc(vma, shared)))
     if vma.word is not None:
         return
     if machine.lazy_enabled:

@@ -1,0 +1,67 @@
+"""``savings`` as people and programs see it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .captures import CAPTURES
+from .clirun import Cli
+
+CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
+CORE = str(CAPTURE.core)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def answer(cli: Cli, *arguments: str) -> Any:
+    ran = cli("-q", "-c", CORE, "--format", "json", "savings", *arguments)
+    assert (ran.code, ran.err) == (0, "")
+    return json.loads(ran.out)
+
+
+def test_json(cli: Cli) -> None:
+    document = answer(cli)
+    assert [entry["slug"] for entry in document["proposals"]] == [
+        "lazy",
+        "unfaulted",
+        "merging",
+        "sharing",
+    ]
+    lazy, unfaulted, _, _ = document["proposals"]
+    # See test_fork_tree_by_hand().
+    assert (lazy["anon_vmas"], lazy["avcs"]) == (1051, 1053)
+    total = sum(process["bytes"] for process in lazy["processes"]) + lazy["nobody"]
+    assert total == lazy["bytes"] <= document["now"]["bytes"]
+    assert unfaulted["not_known"] == "not known without page data"
+    assert (unfaulted["anon_vmas"], unfaulted["bytes"]) == (None, None)
+
+
+def test_text(cli: Cli) -> None:
+    lines = cli("-q", "-c", CORE, "savings").out.splitlines()
+    assert lines[0].startswith("SAVED BY ")
+    assert lines[2].split() == ["lazy", "0", "1,053", "1,051", "168,288", "17.1", "%"]
+    assert lines[3].split(maxsplit=1) == ["unfaulted", "not known without page data"]
+    assert any(
+        line.startswith("  not told by a snapshot: children that have exited") for line in lines
+    )
+
+
+def test_of_a_process(cli: Cli) -> None:
+    (witness,) = [process for process in CAPTURE.processes() if process["pid"] == 1]
+    lazy = answer(cli, "--pid", str(witness["pid"]))["proposals"][0]
+    # Three anon_vmas that nobody shares, of five VMAs.
+    assert (lazy["anon_vmas"], lazy["avcs"]) == (3, 5)
+    assert [process["pid"] for process in lazy["processes"]] == [1]
+
+
+def test_lines(cli: Cli) -> None:
+    ran = cli("-q", "-c", CORE, "--format", "jsonl", "savings")
+    *each, summary = [json.loads(line) for line in ran.out.splitlines()]
+    assert [entry["slug"] for entry in each] == ["lazy", "unfaulted", "merging", "sharing"]
+    assert (summary["proposals"], summary["schema"]) == (None, "anonvma-inspect/savings/1")
