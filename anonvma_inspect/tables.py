@@ -34,6 +34,7 @@ __all__ = (
     "Broken",
     "CacheTotals",
     "ChainEnd",
+    "Folios",
     "Holders",
     "Holes",
     "Ksm",
@@ -42,10 +43,13 @@ __all__ = (
     "LockTasks",
     "LockWaiters",
     "Locks",
+    "Mappings",
     "Mms",
     "Nodes",
     "ObjectState",
     "OwnerState",
+    "PageCoverage",
+    "Pages",
     "Placement",
     "PointerState",
     "RmapItems",
@@ -669,6 +673,119 @@ class Locks:
 
 
 @dataclass(frozen=True)
+class Folios:
+    """Folios of anonymous memory that page tables lead to; sorted by address."""
+
+    #: Of the head's ``struct page``, which is the folio's.
+    address: U64Column
+    #: Number of its first page frame.
+    pfn: U64Column
+    flags: U64Column
+    #: The word in ``mapping``; its pointer part, and a
+    #: :class:`anonvma_inspect.kernel.folio.MappingKind`.
+    mapping: U64Column
+    pointer: U64Column
+    kind: U8Column
+    index: U64Column
+    #: What the word in ``private`` says depends on the flags.
+    private: U64Column
+    refcount: I64Column
+    #: How many pages it has; 0 if that is not known.
+    pages: I64Column
+    #: How many entries of page tables map it or parts of it, as it counts them itself.
+    mapcount: I64Column
+    #: The same, but no less at any moment of a change that other figures of it take part in.
+    most_mapcount: I64Column
+    #: Of them, how many map it as a whole.
+    entire_mapcount: I64Column
+    #: Row of ``mapping`` in :class:`AnonVmas`.
+    anon_vma: RowColumn
+    #: The word in ``refcount`` of that, in the tables or not; -1 if it cannot be read.
+    anon_vma_refcount: I64Column
+
+
+@dataclass(frozen=True)
+class Mappings:
+    """Entries of page tables that lead to :class:`Folios`, by mm and address.
+
+    Those of one VMA stand together.
+    """
+
+    #: Row in :class:`Vmas`.
+    vma: RowColumn
+    #: Of the first byte that it maps.
+    address: U64Column
+    #: Number of the page frame that this is in, and row in :class:`Folios`.
+    pfn: U64Column
+    folio: RowColumn
+    #: How many pages it maps.
+    pages: I64Column
+    #: The page is mapped; else it waits to be, e.g. while it is migrated.
+    present: BoolColumn
+    #: That page says that it belongs to one process alone.
+    exclusive: BoolColumn
+
+
+@dataclass(frozen=True)
+class PageCoverage:
+    """How much was looked at.
+
+    :ivar mms: Whose page tables were walked.
+    :ivar mms_left_out: Whose page tables were not: those of other processes, or that cannot be.
+    :ivar vmas: Within these.
+    :ivar vmas_left_out: Of the same mms, but what they map is not anonymous or not counted: shared
+        ones, those of devices, those of huge pages set aside.
+    :ivar page_tables: Tables read.
+    :ivar page_tables_lost: Tables that are not where an entry says, or were met before.
+    :ivar pages: Entries that map a page.
+    :ivar anonymous: Of these, those that map an anonymous one.
+    :ivar special: Entries that map a page that is not counted, or is not in RAM.
+    :ivar swapped: Entries that name a place in a swap area.
+    :ivar waiting: Entries of pages that wait to be mapped, and of those that never will be.
+    :ivar markers: Entries without a page.
+    :ivar unknown: Entries of which nothing is known.
+    :ivar stray: Entries outside of VMAs.
+    :ivar sample: One in so many blocks of memory was looked at.
+    """
+
+    mms: int = 0
+    mms_left_out: int = 0
+    vmas: int = 0
+    vmas_left_out: int = 0
+    page_tables: int = 0
+    page_tables_lost: int = 0
+    pages: int = 0
+    anonymous: int = 0
+    special: int = 0
+    swapped: int = 0
+    waiting: int = 0
+    markers: int = 0
+    unknown: int = 0
+    stray: int = 0
+    sample: int = 1
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Which pages of anonymous memory are mapped where.
+
+    :ivar not_read: Why nothing is known of it; then all else is empty.
+    :ivar exclusive_known: The kernel marks pages that belong to one process.
+    """
+
+    not_read: str | None
+    folios: Folios
+    mappings: Mappings
+    coverage: PageCoverage
+    exclusive_known: bool
+    #: Offsets of ``mapping`` and of ``index`` in the struct.
+    mapping_offset: int
+    index_offset: int
+    #: Bit of ``flags`` that says that it is locked.
+    locked: int
+
+
+@dataclass(frozen=True)
 class Holes:
     """What the target does not have although something points there."""
 
@@ -702,6 +819,7 @@ class Tables:
     :ivar pids: The processes that the collection was limited to; empty: all.
     :ivar allocation: ``None`` if slabs were not asked for.
     :ivar locks: ``None`` if they were not asked for.
+    :ivar pages: Likewise.
     """
 
     era: Era
@@ -723,6 +841,7 @@ class Tables:
     pids: tuple[int, ...]
     allocation: Allocation | None = None
     locks: Locks | None = None
+    pages: Pages | None = None
 
     @property
     def complete(self) -> bool:
