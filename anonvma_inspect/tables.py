@@ -781,8 +781,10 @@ class Pages:
     #: Offsets of ``mapping`` and of ``index`` in the struct.
     mapping_offset: int
     index_offset: int
-    #: Bit of ``flags`` that says that it is locked.
-    locked: int
+    #: Bits of ``flags`` that say that somebody is at work on it.
+    busy: int
+    #: C name of the struct.
+    struct: str
 
 
 @dataclass(frozen=True)

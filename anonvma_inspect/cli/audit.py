@@ -57,6 +57,17 @@ _MAX_TEXT_FINDINGS = 100
     help="Also look at all slabs for objects that nothing leads to, which takes longer the more "
     "memory the machine has.",
 )
+@click.option(
+    "--deep",
+    is_flag=True,
+    help="Also walk the page tables, and check each anonymous page that they map (AV7).",
+)
+@click.option(
+    "--sample",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="With --deep: only one in N blocks of memory, of the size of a huge page.",
+)
 @click.option("--strict", is_flag=True, help="Warnings count like errors.")
 @click.option(
     "--max-findings",
@@ -84,6 +95,8 @@ def command(
     only: tuple[str, ...],
     skip: tuple[str, ...],
     leaks: bool,
+    deep: bool,
+    sample: int | None,
     strict: bool,
     max_findings: int | None,
     every: float | None,
@@ -100,6 +113,8 @@ def command(
     numbers = [parse_pid(pid) for pid in pids]
     if leaks and numbers:
         raise UsageError("--leaks is about all processes: it does not go with --pid")
+    if sample is not None and not deep:
+        raise UsageError("--sample is about the pages that --deep looks at: give --deep as well")
     if count is not None and every is None:
         raise UsageError("--count says how many rounds: give --every SECONDS as well")
     if every is not None and settings.format == "json":
@@ -119,7 +134,14 @@ def command(
 
     def make_report() -> AuditReport:
         start, read = time.monotonic(), _bytes_read(target)
-        audit = session.audit(target, numbers, invariants, leaks=leaks, on_finding=save)
+        audit = session.audit(
+            target,
+            numbers,
+            invariants,
+            leaks=leaks,
+            deep=(sample or 1) if deep else 0,
+            on_finding=save,
+        )
         _report_failures(session, audit.failures)
         seconds, more = time.monotonic() - start, _bytes_read(target) - read
         return AuditReport(

@@ -87,13 +87,15 @@ class Session:
         return tables
 
     def collect_audit(
-        self, target: Target, pids: Sequence[int] = (), *, leaks: bool = False
+        self, target: Target, pids: Sequence[int] = (), *, leaks: bool = False, deep: int = 0
     ) -> Tables:
         """Read the reverse map of the target, and what its slab allocator says of it."""
         from anonvma_inspect.collect import collect_audit
 
         with self.progress() as progress:
-            tables = self.timed("read", lambda: collect_audit(target, pids, progress, leaks=leaks))
+            tables = self.timed(
+                "read", lambda: collect_audit(target, pids, progress, leaks=leaks, deep=deep)
+            )
         self.tell_limit(target)
         return tables
 
@@ -104,6 +106,7 @@ class Session:
         invariants: Sequence[Invariant],
         *,
         leaks: bool = False,
+        deep: int = 0,
         on_finding: Callable[[Target], None] = lambda view: None,
     ) -> Audit:
         """Read the reverse map of the target and verify it; of one that runs, confirm what that
@@ -121,12 +124,13 @@ class Session:
                     pids,
                     invariants,
                     leaks=leaks,
+                    deep=deep,
                     progress=progress,
                     on_finding=on_finding,
                 )
             self.tell_limit(target)
             return running
-        tables = self.collect_audit(target, pids, leaks=leaks)
+        tables = self.collect_audit(target, pids, leaks=leaks, deep=deep)
         made = self.timed("checked", lambda: audit(tables, invariants))
         if made.findings_total:
             on_finding(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.collector import collect, collect_from, collect_tag_scheme
 from anonvma_inspect.collect.locks import collect_locks
+from anonvma_inspect.collect.pages import collect_pages
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.slabs import collect_slabs
 from anonvma_inspect.collect.snapshot import Saved, check_output, save_snapshot
@@ -19,6 +20,7 @@ __all__ = (
     "collect_audit",
     "collect_from",
     "collect_locks",
+    "collect_pages",
     "collect_slabs",
     "collect_tag_scheme",
     "file_paths",

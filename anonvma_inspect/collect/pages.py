@@ -104,7 +104,7 @@ def collect_pages(
 def _not_read(reason: str) -> Pages:
     empty = Folios(*([_NO_WORDS] * len(dataclasses.fields(Folios))))  # type: ignore[arg-type]
     nothing = Mappings(*([_NO_ROWS] * len(dataclasses.fields(Mappings))))  # type: ignore[arg-type]
-    return Pages(reason, empty, nothing, PageCoverage(), False, 0, 0, 0)
+    return Pages(reason, empty, nothing, PageCoverage(), False, 0, 0, 0, "page")
 
 
 # Entries that map anonymous pages, with the folio's address in place of its row.
@@ -128,7 +128,9 @@ class _Pages:
     def collect(self) -> Pages:
         mms = self._tables.mms
         words, present = self._reader.words(self._tables.era.mm, mms.address, "pgd")
-        walked = np.flatnonzero(mms.walked & present & (words != 0))
+        # Without users, it is being taken down, or what is there is no mm any more.
+        alive = mms.listed | (mms.mm_users > 0)
+        walked = np.flatnonzero(mms.walked & alive & present & (words != 0))
         self._counts["mms"] = len(walked)
         self._counts["mms_left_out"] = len(mms.address) - len(walked)
         found = []
@@ -156,7 +158,8 @@ class _Pages:
             self._era.exclusive != 0,
             record.offset("mapping"),
             record.offset("index"),
-            self._era.flags["locked"],
+            self._era.flags["locked"] | self._era.flags.get("writeback", 0),
+            self._era.struct,
         )
 
     # Some mms, their VMAs in the order of their trees.

@@ -12,7 +12,7 @@ import numpy as np
 
 from anonvma_inspect import in_flight
 from anonvma_inspect.confirm.steady import Steady
-from anonvma_inspect.invariants import catalogue
+from anonvma_inspect.invariants import catalogue, pages
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
 from anonvma_inspect.tables import NO_ROW, Broken, I64Column, Tables, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
@@ -28,6 +28,10 @@ _AGREEMENTS_UNGUARDED = 2
 # How often the tasks alone are walked again.
 _WALKS = 3
 _OF_TASKS = ("signal_struct", "task_struct")
+
+# What rests on page tables: pages come and go without any of the locks that readings are compared
+# by, and a folio is read a while after the entry that led to it.
+_OF_PAGES = frozenset(invariant.code for invariant in pages.INVARIANTS)
 
 _NO_ADDRESSES: U64Column = np.empty(0, dtype=np.uint64)
 
@@ -121,11 +125,12 @@ class _Suspicions:
             if (last := self._open.get(kind)) is not None:
                 there = find_rows(last.group.address, address)
                 agrees = (there != NO_ROW) & steady.violations(group)
-                for row in np.flatnonzero(agrees & ~_placed(group)).tolist():
+                compared = agrees if kind[0] in _OF_PAGES else agrees & ~_placed(group)
+                for row in np.flatnonzero(compared).tolist():
                     agrees[row] = _reads_alike(last.group, int(there[row]), group, row)
                 count[agrees] = last.agreed[there[agrees]] + 1
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
-            sure = ~done & (count >= _needed(group, now.tables))
+            sure = ~done & (count >= _needed(kind[0], group, now.tables))
             if sure.any():
                 sure &= unexplained.violations(result, group)
             if group.object_type in _OF_TASKS:
@@ -238,8 +243,8 @@ def _groups(audit: catalogue.Audit) -> Iterator[tuple[_Kind, Result, Violations]
 
 
 # What is about no object that anything guards, is asked for once more.
-def _needed(group: Violations, tables: Tables) -> I64Column:
-    guarded = _placed(group) & ("mm_lock_seq" in tables.era.mm)
+def _needed(code: str, group: Violations, tables: Tables) -> I64Column:
+    guarded = _placed(group) & ("mm_lock_seq" in tables.era.mm) & (code not in _OF_PAGES)
     return np.where(guarded, _AGREEMENTS, _AGREEMENTS_UNGUARDED)
 
 

@@ -33,6 +33,7 @@ def audit_running(
     invariants: Sequence[Invariant] = CATALOGUE,
     *,
     leaks: bool = False,
+    deep: int = 0,
     progress: Progress | None = None,
     on_finding: Callable[[Target], None] = lambda view: None,
 ) -> Audit:
@@ -42,6 +43,7 @@ def audit_running(
     :param pids: See :func:`anonvma_inspect.collect.collect_audit`.
     :param invariants: See :func:`anonvma_inspect.invariants.catalogue.audit`.
     :param leaks: See :func:`anonvma_inspect.collect.collect_audit`.
+    :param deep: Likewise.
     :param progress: Likewise.
     :param on_finding: Called with the view that confirmed something, when it did.
     :return: See :func:`anonvma_inspect.confirm.confirm`. Its holes are those that persist.
@@ -53,7 +55,7 @@ def audit_running(
     def look() -> Tables:
         nonlocal view
         view = target.again()
-        return collect_audit(view, pids, progress, leaks=leaks)
+        return collect_audit(view, pids, progress, leaks=leaks, deep=deep)
 
     pause = _FIRST_PAUSE
 

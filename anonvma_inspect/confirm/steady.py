@@ -30,6 +30,10 @@ _ANON_VMA_WORDS = (
     *("rb_root", "rb_leftmost"),
 )
 _STABLE_NODE_WORDS = ("rmap_hlist_len", "list_end", "listed")
+_FOLIO_WORDS = (
+    *("mapping", "index", "flags", "pages", "mapcount", "anon_vma_refcount"),
+    *("pfn", "entire_mapcount"),
+)
 _RMAP_ITEM_WORDS = ("anon_vma", "mm", "head", "page")
 
 
@@ -65,6 +69,10 @@ class Steady:
         ):
             if rows is not None:
                 moving |= take(of, rows, False)
+        pages, before = self._now.pages, self._before.pages
+        if pages is not None and before is not None:
+            folio = find_rows(pages.folios.address, group.address)
+            moving |= take(_changed(before.folios, pages.folios, _FOLIO_WORDS), folio, False)
         return ~moving
 
     @cached_property

@@ -21,6 +21,7 @@ from anonvma_inspect.invariants import (
     counts,
     ksm,
     lineage,
+    pages,
     roles,
     sharing,
     tag_schemes,
@@ -53,7 +54,7 @@ CATALOGUE: tuple[Invariant, ...] = tuple(
             module.INVARIANTS
             for module in (
                 *(vmas, chains, sharing, trees, lineage, counts),
-                *(allocation, tags, tag_schemes, ksm, roles),
+*(allocation, tags, tag_schemes, ksm, pages, roles),
             )
         ),
         key=lambda invariant: invariant.code,

@@ -20,6 +20,7 @@ from anonvma_inspect.invariants.base import Text, Violations
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.keys import Keys
 from anonvma_inspect.invariants.lists import ListWords, find_wrong_words
+from anonvma_inspect.invariants.page_facts import PageFacts
 from anonvma_inspect.invariants.shape import TreePointers, find_wrong_pointers
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.tags import AnonVmaKind, rb_parent, strip_lock_mark
@@ -368,6 +369,11 @@ class Facts:
     def keys(self) -> Keys:
         """What trees are ordered by."""
         return Keys(self)
+
+    @cached_property
+    def pages(self) -> PageFacts | None:
+        """What follows from mapped pages; ``None`` if they were not asked for."""
+        return None if self.tables.pages is None else PageFacts(self, self.tables.pages)
 
     def find_node(self, addresses: U64Column) -> RowColumn:
         """Rows of the AVCs whose ``rb`` is at these addresses, if anything vouches for them."""

@@ -76,6 +76,7 @@ class FolioEra:
     :ivar flags: Bits of ``page.flags`` by name, of those that this kernel has.
     :ivar exclusive: The bit of each page that says that it belongs to one process
         (``PG_anon_exclusive``, since v5.19); 0 if there is none.
+    :ivar struct: C name of what describes a folio.
     :ivar double_map: While a large folio is mapped by a table and as a whole, its pages count one
         mapping more than they have (``PG_double_map``, to v6.1).
     """
@@ -85,6 +86,7 @@ class FolioEra:
     flags: Mapping[str, int]
     exclusive: int
     double_map: int
+    struct: str
 
     def nr_pages(self, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
         """How many pages large folios have.
@@ -136,6 +138,7 @@ def resolve_folio_era(layouts: Layouts) -> FolioEra | str:
         flags={name: bit for name, bit in bits.items() if bit},
         exclusive=_flag(layouts, "PG_anon_exclusive"),
         double_map=_flag(layouts, "PG_double_map"),
+        struct="page" if layouts.size("folio") is None else "folio",
     )
 
 

@@ -16,6 +16,7 @@ from anonvma_inspect.report.escape import escape, printable
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.filtered import Filtered
 from anonvma_inspect.report.looked import Looked
+from anonvma_inspect.report.pages import coverage_document, describe_coverage
 from anonvma_inspect.report.style import Style
 from anonvma_inspect.report.words import (
     counted,
@@ -102,6 +103,7 @@ class AuditReport:
                 )
             ],
             "filtered": None if self.filtered is None else self.filtered.document(),
+            "pages": coverage_document(self.audit.tables.pages),
             "looked": None if self.looked is None else self.looked.document(),
             "transient_total": self.audit.transient_total,
             "transient": [
@@ -124,6 +126,9 @@ class AuditReport:
         yield ""
         yield from table([_verdict_row(result, style) for result in self.audit.results])
         yield ""
+        if (pages := self.audit.tables.pages) is not None:
+            yield from describe_coverage(pages)
+            yield ""
         invariants = {result.invariant.code: result.invariant for result in self.audit.results}
         shown = 0
         for finding in self.audit.findings(self.max_findings):
