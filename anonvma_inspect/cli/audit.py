@@ -19,6 +19,7 @@ from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.collect import collect_locks, functions_on_stacks
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.in_flight import Audit
+from anonvma_inspect.invariants import pages
 from anonvma_inspect.invariants.base import Result
 from anonvma_inspect.invariants.catalogue import select
 from anonvma_inspect.report.audit import AuditReport, Outcome
@@ -110,6 +111,8 @@ def command(
     """
     session = Session(settings)
     invariants = select(only, skip)
+    if not deep and not only:
+        invariants = tuple(each for each in invariants if each not in pages.INVARIANTS)
     numbers = [parse_pid(pid) for pid in pids]
     if leaks and numbers:
         raise UsageError("--leaks is about all processes: it does not go with --pid")

@@ -18,9 +18,12 @@ __all__ = ("command",)
 @click.option("-o", "--output", required=True, metavar="FILE", help="A name in .xz compresses.")
 @click.option("--force", is_flag=True, help="Overwrite FILE.")
 @click.option("--anonymize", is_flag=True, help="Leave out the names of commands and files.")
+@click.option(
+    "--pages", is_flag=True, help="Also page tables and folios, for audit --deep and rmap."
+)
 @shared_options
 @click.pass_obj
-def command(settings: Settings, output: str, force: bool, anonymize: bool) -> int:
+def command(settings: Settings, output: str, force: bool, anonymize: bool, pages: bool) -> int:
     """Save what was read.
 
     Writes a core that holds what audit and locks read and nothing else: no user pages, no
@@ -33,7 +36,7 @@ def command(settings: Settings, output: str, force: bool, anonymize: bool) -> in
         saved = session.timed(
             "saved",
             lambda: save_snapshot(
-                target, output, force=force, anonymize=anonymize, progress=progress
+                target, output, force=force, anonymize=anonymize, pages=pages, progress=progress
             ),
         )
     session.tell_limit(target)

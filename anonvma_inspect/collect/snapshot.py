@@ -11,6 +11,7 @@ import numpy as np
 from anonvma_inspect.collect.audit import collect_audit
 from anonvma_inspect.collect.ksm import KSM_WALK
 from anonvma_inspect.collect.locks import LOCKS_WALK, collect_locks
+from anonvma_inspect.collect.pages import PAGES_WALK
 from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.collect.slabs import LEAKS_WALK, SLABS_WALK
@@ -35,6 +36,7 @@ _TYPES = (
     "cpumask",
     "dentry",
     "file",
+    "folio",
     "inode",
     "kfence_metadata",
     "kmem_cache",
@@ -50,6 +52,7 @@ _TYPES = (
     "mount",
     "node_barn",
     "page",
+    "pageflags",
     "path",
     "qstr",
     "rb_node",
@@ -119,6 +122,7 @@ def save_snapshot(
     *,
     force: bool = False,
     anonymize: bool = False,
+    pages: bool = False,
     progress: Progress | None = None,
 ) -> Saved:
     """Write a snapshot of a target: everything that an audit of it reads, and nothing else.
@@ -126,6 +130,7 @@ def save_snapshot(
     :param path: A name that ends in ``.xz`` is compressed.
     :param force: Overwrite an existing file.
     :param anonymize: Leave out the names of commands and files.
+    :param pages: Also what page tables and folios say.
     :raises UsageError: if the file cannot or must not be written.
     :raises TargetError: if the target has no BTF to take the needed types from.
     """
@@ -135,7 +140,7 @@ def save_snapshot(
     btf = target.load_btf().reduce(_TYPES)
     recording = RecordingMemory(target.memory)
     recorded = dataclasses.replace(target, memory=recording)
-    tables = collect_audit(recorded, progress=progress, leaks=True)
+    tables = collect_audit(recorded, progress=progress, leaks=True, deep=int(pages))
     names = tables.tasks.address + np.uint64(tables.era.task.offset("comm"))
     for struct, addresses in (
         ("task_struct", tables.tasks.address),
@@ -157,6 +162,8 @@ def save_snapshot(
         walks.append(SLABS_WALK)
         if allocation.unreached is not None:
             walks.append(LEAKS_WALK)
+    if tables.pages is not None and tables.pages.not_read is None:
+        walks.append(PAGES_WALK)
     functions: dict[str, list[int]] = {}
     locks = collect_locks(recorded, tables).locks
     if locks is not None and locks.missing is None:

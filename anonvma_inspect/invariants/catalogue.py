@@ -54,7 +54,7 @@ CATALOGUE: tuple[Invariant, ...] = tuple(
             module.INVARIANTS
             for module in (
                 *(vmas, chains, sharing, trees, lineage, counts),
-*(allocation, tags, tag_schemes, ksm, pages, roles),
+                *(allocation, tags, tag_schemes, ksm, pages, roles),
             )
         ),
         key=lambda invariant: invariant.code,

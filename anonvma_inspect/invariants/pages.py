@@ -424,12 +424,15 @@ INVARIANTS = (
         statement="The tree of a mapped folio's anon_vma leads to every VMA that maps it.",
         why=(
             "That is what the reverse map is for. An AVC is in the tree from before its VMA maps "
-            "the first page until after the last is gone. (What is not even in the VMA's chain, "
-            "is AV702's.)"
+            "the first page until after the last is gone. What is not even in the VMA's chain is "
+            "AV702's."
         ),
         consequence="As with AV702: a mapping that nobody finds.",
         lock="The root's rwsem.",
-        source="rmap_walk_anon() in mm/rmap.c, anon_vma_interval_tree_insert() in interval_tree.c.",
+        source=(
+            "rmap_walk_anon() in mm/rmap.c, anon_vma_interval_tree_insert() in mm/interval_tree.c "
+            "(v5.10, v6.12)."
+        ),
         eras=_WHERE,
         objects="mappings",
         check=_check_reached,
@@ -465,7 +468,10 @@ INVARIANTS = (
         ),
         consequence="The folio is never freed, or is taken for shared and copied each time.",
         lock=_LOCK,
-        source="See AV704.",
+        source=(
+            "folio_add_anon_rmap_ptes(), folio_remove_rmap_ptes() in mm/rmap.c (v5.10, v6.12, "
+            "v7.3); AV704 has more."
+        ),
         eras=(
             "As AV704. Only if all processes were looked at, and all of their page tables are in "
             "the target."

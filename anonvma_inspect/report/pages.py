@@ -29,19 +29,20 @@ def describe_coverage(pages: Pages) -> Iterator[str]:
     yield (
         f"pages: {counted(coverage.anonymous, 'mapping')} of "
         f"{counted(len(pages.folios.address), 'anonymous folio')} among "
-        f"{counted(coverage.pages, 'mapped page')}, in {counted(coverage.page_tables, 'page table')}"
-        f" of {counted(coverage.mms, 'mm')}, {counted(coverage.vmas, 'private VMA')}"
+        f"{counted(coverage.pages, 'mapped page')}, in "
+        f"{counted(coverage.page_tables, 'page table')} of {counted(coverage.mms, 'mm')}, "
+        f"{counted(coverage.vmas, 'private VMA')}"
     )
     left = [
-        counted(count, what)
-        for count, what in (
-            (coverage.vmas_left_out, "VMA"),
-            (coverage.mms_left_out, "mm"),
-            (coverage.special, "page without a count"),
-            (coverage.swapped, "swapped page"),
-            (coverage.waiting, "page in migration or poisoned"),
-            (coverage.unknown, "entry that is not understood"),
-            (coverage.page_tables_lost, "page table that could not be followed"),
+        counted(count, one, more)
+        for count, one, more in (
+            (coverage.vmas_left_out, "other VMA", "other VMAs"),
+            (coverage.mms_left_out, "mm", "mms"),
+            (coverage.special, "page that is not counted", "pages that are not counted"),
+            (coverage.swapped, "swapped page", "swapped pages"),
+            (coverage.waiting, "page in migration or poisoned", "pages in migration or poisoned"),
+            (coverage.unknown, "entry not understood", "entries not understood"),
+            (coverage.page_tables_lost, "page table out of reach", "page tables out of reach"),
         )
         if count
     ]

@@ -66,7 +66,7 @@ def _snapshot(lab: Lab, plan: Plan, core: Path) -> Path:
         command += ["--system-map", str(symbols)]
     try:
         result = subprocess.run(
-            [*command, "snapshot", "-o", str(partial)],
+            [*command, "snapshot", *(["--pages"] if plan.pages else []), "-o", str(partial)],
             capture_output=True,
             text=True,
             check=False,

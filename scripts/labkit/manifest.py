@@ -33,6 +33,8 @@ def _describe_process(process: Process) -> dict[str, Any]:
         described["ksm"] = process.ksm
     if process.smaps:
         described["smaps"] = process.smaps
+    if process.pages:
+        described["pages"] = process.pages
     return described
 
 

@@ -48,6 +48,8 @@ class Plan:
     seed: int = 1
     #: Also take anonymous kilobytes and VmFlags of each mapping (smaps).
     smaps: bool = False
+    #: Also take which anonymous page is where (pagemap), and keep page tables in the snapshot.
+    pages: bool = False
     #: Also ask for every mapping of every process (maps): too many in a large guest.
     maps: bool = True
     #: Ask for a word at all: not where nothing comes to rest.
@@ -107,7 +109,7 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
 def word_options(plan: Plan) -> list[str]:
     """The witness's own arguments for a plan."""
     symbols = KERNELS[plan.kernel].symbols == "guest" and plan.word
-    options = {"smaps": plan.smaps, "shrink": plan.shrink, "symbols": symbols}
+    options = {"smaps": plan.smaps, "pages": plan.pages, "shrink": plan.shrink, "symbols": symbols}
     words = [f"{name}=1" for name, wanted in options.items() if wanted]
     words += [f"{name}=0" for name in ("maps", "word") if not getattr(plan, name)]
     return words
@@ -149,6 +151,9 @@ _KDUMPED = (
 )
 
 
+# With what page tables and folios say, which is no part of other snapshots.
+_DEEP = ("6.12", "7.3", "6.12-arm64", "5.10")
+
 # Kernels that are preempted in few places, with what makes the best of that.
 _WORDS = {("locks", kernel): ["members=0"] for kernel in ("5.10", "6.12-arm64")}
 
@@ -164,6 +169,17 @@ def _fixtures() -> dict[str, Plan]:
         )
         for workload, kernels in _CAPTURED.items()
         for seed, kernel in enumerate(kernels, start=1)
+    ]
+    plans += [
+        plan(
+            f"deep-pages-{kernel}",
+            kernel,
+            "pages",
+            [f"seed={seed}", "pages=12"],
+            smaps=True,
+            pages=True,
+        )
+        for seed, kernel in enumerate(_DEEP, start=21)
     ]
     # One in eleven stays of some eleven hundred actors.
     plans.append(

@@ -36,6 +36,9 @@ class Process:
     maps: list[str] = field(default_factory=list)
     #: In the order of maps, if asked for: anonymous kilobytes, then the VmFlags.
     smaps: list[str] = field(default_factory=list)
+    #: If asked for, the anonymous pages that are mapped, in runs: first page and page frame in hex,
+    #: how many there are, how often each is mapped.
+    pages: list[str] = field(default_factory=list)
     #: Places where KSM merged a page, if the kernel counts them (since v6.1, ksm_merging_pages).
     ksm: int | None = None
 
@@ -172,6 +175,7 @@ def parse_word(data: bytes) -> Word:
             if ("ksm", key) in texts:
                 process.ksm = int(texts["ksm", key])
             process.smaps = _smaps(_text(texts.get(("smaps", key), b"")))
+            process.pages = _text(texts.get(("pages", key), b"")).splitlines()
             word.processes.append(process)
     word.processes.sort(key=lambda process: process.pid)
     return word

@@ -3,7 +3,7 @@
  * Process 1 of a lab guest: starts the workload, reaps, and when the workload is ready and all
  * processes sleep, takes the guest's own word for what is there, from /proc and /sys alone.
  *
- *     witness [smaps=1] [shrink=1] [symbols=1] [maps=0] [word=0] [crash=1] WORKLOAD ...
+ *     witness [smaps=1] [pages=1] [shrink=1] [symbols=1] [maps=0] [word=0] [crash=1] WORKLOAD ...
  *
  * The word must describe the memory that is dumped right after, so taking it changes no mapping:
  * no process starts, buffers are static and were written to before, nothing is allocated.
@@ -275,7 +275,96 @@ static void reap(void)
         ;
 }
 
-static void send_process(int pid, int with_maps, int with_smaps)
+static uint64_t mapped[512]; /* entries of /proc/PID/pagemap */
+static int page_maps = -1, page_counts = -1, page_flags = -1;
+static const char *page_key;
+
+#define PRESENT (1ull << 63) /* Documentation/admin-guide/mm/pagemap.rst */
+#define OF_FILE (1ull << 61)
+#define FRAME ((1ull << 55) - 1)
+#define KPF_ANON (1ull << 12)
+#define KPF_HUGE (1ull << 17)
+
+static uint64_t about_frame(int file, uint64_t frame)
+{
+    uint64_t word = 0;
+
+    if (pread(file, &word, sizeof(word), frame * sizeof(word)) != sizeof(word))
+        fail("/proc/kpagecount or /proc/kpageflags");
+    return word;
+}
+
+static void send_run(uint64_t page, uint64_t frame, uint64_t length, uint64_t count)
+{
+    char line[96];
+    int size = snprintf(line, sizeof(line), "%llx %llx %llu %llu\n", (unsigned long long)page,
+                        (unsigned long long)frame, (unsigned long long)length,
+                        (unsigned long long)count);
+
+    if (length)
+        send_record("pages", page_key, line, size);
+}
+
+/* A line of maps: which anonymous pages the mapping has, in runs: first page and page frame, how many
+ * there are, how often the kernel says that each is mapped. */
+static int send_pages(const char *line, size_t length)
+{
+    unsigned long long start, end;
+    uint64_t size = getpagesize(), page, first = 0, frame = 0, run = 0, count = 0;
+    char flags[8];
+
+    (void)length;
+    if (sscanf(line, "%llx-%llx %4s", &start, &end, flags) != 3 || flags[3] != 'p' ||
+        start >> 63)
+        return 0;
+    for (page = start / size; page < end / size;) {
+        uint64_t wanted = end / size - page < 512 ? end / size - page : 512;
+        ssize_t got = pread(page_maps, mapped, wanted * 8, page * 8);
+
+        if (got <= 0)
+            break;
+        for (ssize_t i = 0; i < got / 8; i++, page++) {
+            uint64_t here = mapped[i] & FRAME, about = 0, times;
+
+            if ((mapped[i] & PRESENT) && !(mapped[i] & OF_FILE) && here)
+                about = about_frame(page_flags, here) & (KPF_ANON | KPF_HUGE);
+            if (about != KPF_ANON)
+                continue;
+            times = about_frame(page_counts, here);
+            if (run && page == first + run && here == frame + run && times == count) {
+                run++;
+                continue;
+            }
+            send_run(first, frame, run, count);
+            first = page;
+            frame = here;
+            run = 1;
+            count = times;
+        }
+    }
+    send_run(first, frame, run, count);
+    return 0;
+}
+
+static void send_page_map(const char *directory, const char *key)
+{
+    char path[160];
+
+    snprintf(path, sizeof(path), "%s/pagemap", directory);
+    page_maps = open(path, O_RDONLY | O_CLOEXEC);
+    page_counts = open("/proc/kpagecount", O_RDONLY | O_CLOEXEC);
+    page_flags = open("/proc/kpageflags", O_RDONLY | O_CLOEXEC);
+    if (page_maps < 0 || page_counts < 0 || page_flags < 0)
+        fail(path);
+    page_key = key;
+    snprintf(path, sizeof(path), "%s/maps", directory);
+    send_lines("maps", key, path, send_pages);
+    close(page_maps);
+    close(page_counts);
+    close(page_flags);
+}
+
+static void send_process(int pid, int with_maps, int with_smaps, int with_pages)
 {
     char directory[64], path[128], key[32];
     int kernel = 0, threads;
@@ -311,6 +400,10 @@ static void send_process(int pid, int with_maps, int with_smaps)
         if (with_smaps) {
             snprintf(path, sizeof(path), "%s/task/%d/smaps", directory, tids[i]);
             send_lines("smaps", key, path, is_about_mappings);
+        }
+        if (with_pages) {
+            snprintf(path, sizeof(path), "%s/task/%d", directory, tids[i]);
+            send_page_map(path, key);
         }
         break;
     }
@@ -507,12 +600,14 @@ static void settle(void)
 
 int main(int argc, char **argv)
 {
-    int with_smaps = 0, shrink = 0, symbols = 0, word = 1, with_maps = 1;
+    int with_smaps = 0, with_pages = 0, shrink = 0, symbols = 0, word = 1, with_maps = 1;
     int with_crash = 0, first = 1, log, count;
 
     for (; first < argc && strchr(argv[first], '='); first++) {
         if (!strcmp(argv[first], "smaps=1"))
             with_smaps = 1;
+        else if (!strcmp(argv[first], "pages=1"))
+            with_pages = 1;
         else if (!strcmp(argv[first], "shrink=1"))
             shrink = 1;
         else if (!strcmp(argv[first], "symbols=1"))
@@ -529,6 +624,7 @@ int main(int argc, char **argv)
     memset(buffer, 1, sizeof(buffer));
     memset(entries, 1, sizeof(entries));
     memset(text, 1, sizeof(text));
+    memset(mapped, 1, sizeof(mapped));
     memset(pids, 1, sizeof(pids));
     memset(tids, 1, sizeof(tids));
     open_port();
@@ -545,7 +641,7 @@ int main(int argc, char **argv)
         shrink_caches();
     count = list_numbers("/proc", pids);
     for (int i = 0; i < count; i++)
-        send_process(pids[i], with_maps, with_smaps);
+        send_process(pids[i], with_maps, with_smaps, with_pages);
     send_slab();
     finish(with_crash);
 }
