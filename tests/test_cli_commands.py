@@ -46,7 +46,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Target, Tables | None], 
         if tables is not None:
             for name in ("collect", "collect_audit"):
                 monkeypatch.setattr(
-                    anonvma_inspect.collect, name, lambda *arguments, leaks=False: tables
+                    anonvma_inspect.collect, name, lambda *arguments, **options: tables
                 )
 
     return install
