@@ -594,7 +594,8 @@ class _Reader:
     # What vma->anon_vma leads to, if that is the VMA's own anon_vma.
     def own(self, vma: Vma) -> int:
         tag, tags = vma.anon_vma & 7, self.model.era.tags
-        if tag and (tag in (tags.vma, tags.parent) or not tags.certain):
+        known = tags.certain and (tags.name != "lazy" or (tags.vma and tags.parent))
+        if tag and (tag in (tags.vma, tags.parent) or not known):
             return 0
         return vma.anon_vma & ~7
 

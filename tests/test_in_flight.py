@@ -19,6 +19,7 @@ from anonvma_inspect.in_flight import Audit, audit, kinds
 from anonvma_inspect.invariants.base import Severity
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.locks import LockState
+from anonvma_inspect.kernel.tags import TagScheme
 from anonvma_inspect.tables import ObjectState
 
 from .handmade import ERA, PAGE, RAM, AnonVma, Avc, Mm, Model, Task, Vma, without
@@ -375,6 +376,88 @@ def red_root_while_a_tree_is_repaired() -> Scene:
     top.rb_parent_color &= ~1
     lock(model.tasks[1], mms[1], root)
     return Scene(model, "rebalance", {"AV203"}, [root], root)
+
+
+# A family under ANON_VMA_LAZY, with a child of the child that has its parent's anon_vma.
+def lazy_family() -> tuple[Model, list[Mm], Vma]:
+    model, mms = family(replace(_ERAS[-1], tags=TagScheme("lazy", "", vma=1, parent=2)))
+    mms.append(model.mm("lazy"))
+    return model, mms, model.copy_lazily(mms[1].vmas[0], mms[3])
+
+
+@state
+def upgrade_of_a_root_vma() -> Scene:
+    model, mms, _ = lazy_family()
+    vma = model.map(mms[0], 0x200, 4)
+    finish(model)
+    root = AnonVma(model.elsewhere(96))
+    root.root = root.parent = vma.anon_vma = root.address
+    root.refcount = 1
+    model.anon_vmas.append(root)
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "upgrade", {"AV105"}, [mms[0]], root)
+
+
+@state
+def upgrade_of_a_child() -> Scene:
+    model, mms, vma = lazy_family()
+    own = model.new_anon_vma(mms[1].vmas[0].active)
+    finish(model)
+    loose(model, own, active=0)
+    # The word that was put had a reference; that of the root is yet to come.
+    model.anon_vmas[0].refcount -= 1
+    anon_vma_of(mms[1].vmas[0]).refcount -= 1
+    vma.anon_vma = own.address
+    lock(model.tasks[3], mms[3])
+    return Scene(model, "upgrade", {"AV105"}, [mms[3]], own)
+
+
+@state
+def upgrade_of_a_child_before_its_reference_is_put() -> Scene:
+    scene = upgrade_of_a_child()
+    anon_vma_of(scene.model.mms[1].vmas[0]).refcount += 1
+    scene.codes |= {"AV404"}
+    return scene
+
+
+@state
+def upgrade_of_a_child_before_the_tree() -> Scene:
+    model, mms, vma = lazy_family()
+    parent = anon_vma_of(mms[1].vmas[0])
+    own = model.new_anon_vma(parent)
+    vma.lazy, vma.active = None, own
+    take_from_tree(model.link(vma, own))
+    finish(model)
+    loose(model, own, active=0)
+    parent.num_children += 1
+    parent.degree += 1
+    root = model.anon_vmas[0]
+    lock(model.tasks[3], mms[3], root)
+    return Scene(model, "upgrade", {"AV201"}, [root], own)
+
+
+@state
+def upgrade_of_a_child_before_the_count() -> Scene:
+    model, mms, vma = lazy_family()
+    own = model.new_anon_vma(mms[1].vmas[0].active)
+    vma.lazy, vma.active = None, own
+    model.link(vma, own)
+    finish(model)
+    own.num_active_vmas -= 1
+    own.degree -= 1
+    root = model.anon_vmas[0]
+    lock(model.tasks[3], mms[3], root)
+    return Scene(model, "upgrade", set(), [root], own)
+
+
+@state
+def unlink_of_a_lazy_child() -> Scene:
+    model, mms, vma = lazy_family()
+    finish(model)
+    vma.anon_vma = 0
+    model.tasks.pop()
+    mms[3].mm_users = 0
+    return Scene(model, "unlink", {"AV105"}, [], anon_vma_of(mms[1].vmas[0]), exits=mms[3])
 
 
 def run(model: Model) -> Audit:

@@ -167,6 +167,19 @@ def test_kinds() -> None:
     )
 
 
+def test_understood() -> None:
+    tags = np.array([0, 1, 2, 3], dtype=np.uint64)
+
+    def understood(**values: int | bool) -> list[bool]:
+        return list(TagScheme("lazy", "", **values).understood(tags))  # type: ignore[arg-type]
+
+    assert list(NO_TAGS.understood(tags)) == [True] * 4
+    assert understood(vma=1, parent=2) == [True] * 4
+    # Another tag may be the one that was not met.
+    assert understood(vma=1) == [True, True, False, False]
+    assert understood(vma=1, parent=2, certain=False) == [True, False, False, False]
+
+
 def test_mapping_is_split() -> None:
     words = np.array([0x1000, 0x1001, 0x1002, 0x1003], dtype=np.uint64)
     pointer, kind = decode_mapping(words)

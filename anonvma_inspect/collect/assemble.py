@@ -335,13 +335,13 @@ def _vma_table(
     )
 
 
-# A tag that the scheme explains makes the word something else than the VMA's own anon_vma; if it is
-# not certain which scheme it is, nothing is known.
+# A tag that the scheme explains makes the word something else than the VMA's own anon_vma; of tags
+# that may mean anything, nothing is known.
 def _active(met: Met, era: Era, pointer: U64Column, tag: U64Column) -> RowColumn:
     active = met.anon_vmas.find(pointer)
     if era.tags.name != "none":
         explained = era.tags.kinds(pointer, tag) != AnonVmaKind.TAGGED
-        active[(tag != 0) & (explained | (not era.tags.certain))] = NO_ROW
+        active[(tag != 0) & (explained | ~era.tags.understood(tag))] = NO_ROW
     return active
 
 

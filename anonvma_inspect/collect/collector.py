@@ -55,8 +55,22 @@ def collect(
     era = replace(era, tags=find_tag_scheme(target, era, threads))
     ksm = read_ksm(reader, target)
     seeds = _seeds(reader, era.anon_vma, anon_vmas)
-    collector = _Collector(reader, era, threads, ksm, _mms_of(threads, pids) if pids else None)
-    return collector.run(tuple(pids), anon_vmas=seeds)
+    named = _mms_of(threads, pids) if pids else None
+    tables = _Collector(reader, era, threads, ksm, named).run(tuple(pids), anon_vmas=seeds)
+    again = _learn_more(target, tables, threads)
+    if again == era.tags:
+        return tables
+    era, reader = replace(era, tags=again), Reader(target, progress)
+    ksm = read_ksm(reader, target)
+    return _Collector(reader, era, threads, ksm, named).run(tuple(pids), anon_vmas=seeds)
+
+
+# Some tags may be met only in mms that no task has, as those of a child of fork are.
+def _learn_more(target: Target, tables: Tables, threads: Threads) -> TagScheme:
+    tags, vmas = tables.era.tags, tables.vmas
+    if tags.name == "none" or tags.understood(vmas.anon_vma_tag).all():
+        return tags
+    return find_tag_scheme(target, tables.era, threads, vmas.address)
 
 
 def collect_from(
@@ -222,8 +236,8 @@ class _Collector:
         self._follow(self._met.vmas.column("anon_vma", done))
         self._met.avcs.number(self._met.avcs.unknown(walk.address))
 
-    # What vma->anon_vma leads to. A root VMA (ANON_VMA_LAZY) can be in no mm's tree any longer. If
-    # it is not certain which scheme it is, tagged words are not followed.
+    # What vma->anon_vma leads to. A root VMA (ANON_VMA_LAZY) can be in no mm's tree any longer.
+    # Tags that may mean anything are not followed.
     def _follow(self, words: U64Column) -> None:
         pointer, tag = decode_anon_vma(words)
         if self._era.tags.name == "none":
@@ -231,8 +245,8 @@ class _Collector:
             return
         kind = self._era.tags.kinds(pointer, tag)
         self._vma_pointers.append(pointer[kind == AnonVmaKind.LAZY_VMA])
-        followed = (tag == 0) | self._era.tags.certain
-        self._anon_vma_pointers.append(pointer[followed & (kind != AnonVmaKind.LAZY_VMA)])
+        followed = self._era.tags.understood(tag) & (kind != AnonVmaKind.LAZY_VMA)
+        self._anon_vma_pointers.append(pointer[followed])
 
     # anon_vmas that are active, in a chain, root or parent of one; then their trees. Which parents
     # may be followed depends on the trees, so it takes a round for each generation of parents that

@@ -155,7 +155,7 @@ def _lost_by_vmas(tables: Tables) -> tuple[U64Column, U64Column]:
         return _NOTHING, _lost(vmas.anon_vma, vmas.active)
     kind = tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
     root_vma = vmas.anon_vma_pointer[kind == AnonVmaKind.LAZY_VMA]
-    known = (kind != AnonVmaKind.LAZY_VMA) & ((kind != AnonVmaKind.TAGGED) | tags.certain)
+    known = (kind != AnonVmaKind.LAZY_VMA) & tags.understood(vmas.anon_vma_tag)
     anon_vma = vmas.anon_vma_pointer[known]
     return (
         _lost(root_vma, find_rows(vmas.address, root_vma)),

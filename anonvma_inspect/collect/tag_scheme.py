@@ -28,18 +28,25 @@ __all__ = ("find_tag_scheme",)
 _SAMPLE = 1 << 10
 
 
-def find_tag_scheme(target: Target, era: Era, threads: Threads) -> TagScheme:
+def find_tag_scheme(
+    target: Target, era: Era, threads: Threads, others: U64Column | None = None
+) -> TagScheme:
     """Find out how ``vma->anon_vma`` is encoded.
 
     That takes a look at all VMAs of all processes, but only where the layouts do not say that the
     field is a pointer, or somebody says that it is something else.
+
+    :param others: VMAs of other mms, to be looked at as well.
     """
     declared = declared_scheme(target.layouts)
     if target.scheme == "none" or (target.scheme is None and declared.is_pointer):
         return choose_scheme(declared, SeenTags(), target.scheme)
     # What cannot be read here, the collection meets again, and keeps account of.
     reader = Reader(target)
-    seen = _Evidence(reader, target, era).look(_listed_vmas(reader, era, threads))
+    vmas = _listed_vmas(reader, era, threads)
+    if others is not None:
+        vmas = distinct(np.concatenate([vmas, others]))
+    seen = _Evidence(reader, target, era).look(vmas)
     scheme = choose_scheme(declared, seen, target.scheme)
     return replace(scheme, enabled=_switch(reader, target, scheme.name))
 

@@ -95,16 +95,21 @@ def _forked(scene: Scene, vma: int) -> Operation | None:
     members, of_source = scene.members(vma), scene.members(source)
     active = int(vmas.active[vma])
     own = active != NO_ROW and not (of_source == active).any()
-    if vmas.anon_vma_pointer[vma] and active == NO_ROW:
+    parent = int(vmas.active[source])
+    lent = bool(scene.facts.explained[vma]) and parent != NO_ROW
+    if lent and vmas.anon_vma_pointer[vma] != scene.tables.anon_vmas.address[parent]:
+        return None
+    if vmas.anon_vma_pointer[vma] and active == NO_ROW and not lent:
         return None
     if own and not _is_own(scene, vma, source, active, members, of_source):
         return None
     inherited = members[members != active] if own else members
     if not _is_subset(inherited, of_source):
         return None
-    parent = int(vmas.active[source])
 
     def settle(draft: Draft) -> None:
+        if lent:
+            draft.pending[parent] = draft.pending.get(parent, 0) + 1
         counted = own and draft.size(active) > 0
         draft.forget_vma(vma)
         if own:

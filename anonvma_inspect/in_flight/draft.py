@@ -134,6 +134,10 @@ class Draft:
 
     # ---- counters
 
+    def references(self, anon_vma: int) -> int:
+        """The reference count as it is now."""
+        return int(self._anon_vmas.refcount[anon_vma])
+
     def put(self, anon_vma: int) -> None:
         """Give back a reference, and with the last one that of the root."""
         refcount = self._anon_vmas.refcount
@@ -244,6 +248,7 @@ class Draft:
             family = (self._facts.root_row == anon_vma) & anon_vmas.reached
             family[anon_vma] = (nodes.anon_vma == anon_vma).any()
             known = np.count_nonzero(family) + self._facts.ksm_references[anon_vma]
+            known += self._facts.lent_references[1][anon_vma]
             surplus = int(anon_vmas.refcount[anon_vma] - known)
             anon_vmas.refcount[anon_vma] -= min(max(surplus, 0), count)
 
@@ -254,6 +259,7 @@ class Draft:
         held = marked(count, vmas.active)
         held |= marked(count, self._facts.avc_anon_vma_row[links.avc])
         held |= marked(count, tables.rmap_items.anon_vma_row)
+        held |= self._facts.lent_references[1] > 0
         held |= marked(count, self._facts.root_row[held])
         reached = anon_vmas.reached.copy()
         stale = np.array(sorted(self._stale), dtype=np.int64)

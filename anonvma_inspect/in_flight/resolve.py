@@ -20,6 +20,7 @@ from anonvma_inspect.in_flight import (
     rebalance,
     unlink,
     unmap,
+    upgrade,
 )
 from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
@@ -38,6 +39,7 @@ _RECOGNISERS = (
     leave.recognise,
     bounds.recognise,
     clone.recognise,
+    upgrade.recognise,
     unlink.recognise,
     first_fault.recognise,
     unmap.recognise,

@@ -38,6 +38,9 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     ``num_children`` goes down. ``num_active_vmas`` goes down and ``vma->anon_vma`` becomes NULL
     (before v5.12 it stays), the lock is left, and the second loop puts the anon_vmas that are left
     on the list, from its head, each before its AVC leaves the list.
+
+    Of a VMA that has its parent's anon_vma (ANON_VMA_LAZY), the word goes before all that, and its
+    reference after it.
     """
     yield from _unseen(scene)
     tables, facts = scene.tables, scene.facts
@@ -45,6 +48,9 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     odd = (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
     # The active one's AVC leaves the list at once if others are in its tree.
     odd |= (vmas.active != NO_ROW) & ~scene.has_active & take(scene.family_held, vmas.active, False)
+    lazy = tables.era.tags.name == "lazy"
+    if lazy:
+        odd |= (vmas.anon_vma == 0) & (vmas.chain_length > 0)
     odd &= scene.closed
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma):
@@ -62,7 +68,15 @@ def recognise(scene: Scene) -> Iterator[Operation]:
         ):
             emptied = facts.tree_pointer[members] == 0
             if _is_first_loop(linked, emptied):
-                yield _first_loop(scene, vma, members, linked)
+                held = scene.root_lock(int(vmas.active[vma]))
+                yield _first_loop(scene, vma, members, linked, held)
+        elif lazy and not vmas.anon_vma[vma] and len(avcs):
+            if not linked.all():
+                if not scene.works_on(int(members[-1]), int(vmas.mm[vma])):
+                    continue
+                lock = scene.root_lock(int(members[-1]))
+            if _is_first_loop(linked, facts.tree_pointer[members] == 0):
+                yield _first_loop(scene, vma, members, linked, lock)
 
 
 # The last AVC of a VMA that munmap has taken out of its mm is off the list, so that nothing leads
@@ -149,7 +163,9 @@ def _is_first_loop(linked: BoolColumn, emptied: BoolColumn) -> bool:
     return in_order and bool(emptied[: max(out - 1, 0)].all())
 
 
-def _first_loop(scene: Scene, vma: int, members: RowColumn, linked: BoolColumn) -> Operation:
+def _first_loop(
+    scene: Scene, vma: int, members: RowColumn, linked: BoolColumn, lock: Lock
+) -> Operation:
     avcs = scene.chain(vma)
     active = int(scene.tables.vmas.active[vma])
     out = int(np.count_nonzero(~linked))
@@ -165,13 +181,18 @@ def _first_loop(scene: Scene, vma: int, members: RowColumn, linked: BoolColumn) 
                 draft.add_children(parent, -1)
         draft.unlink(vma)
         draft.forget_anon_vma(vma)
-        if draft.active_surplus(active) > 0:
+        if active != NO_ROW and draft.active_surplus(active) > 0:
             draft.add_active(active, -1)
         for anon_vma in members.tolist():
-            if not draft.size(anon_vma):
+            # Which of them the word led to, and has a reference of, nothing tells any more.
+            if draft.size(anon_vma):
+                if active == NO_ROW:
+                    draft.pending[anon_vma] = draft.pending.get(anon_vma, 0) + 1
+                continue
+            draft.put(anon_vma)
+            if active == NO_ROW and draft.references(anon_vma) == 1:
                 draft.put(anon_vma)
 
-    lock = scene.root_lock(active)
     return _operation(scene, vma, members, lock, settle)
 
 

@@ -177,8 +177,7 @@ def _targets(
 ) -> Iterator[tuple[_Kind, RowColumn, RowColumn]]:
     vmas = facts.tables.vmas
     own = (vmas.anon_vma_pointer != 0) & ~facts.explained
-    if not facts.era.tags.certain:
-        own &= vmas.anon_vma_tag == 0
+    own &= facts.era.tags.understood(vmas.anon_vma_tag)
     rows = np.flatnonzero(own)
     yield anon_vma, rows, vmas.active[rows]
     rows = facts.vmas_of_kind(AnonVmaKind.LAZY_PARENT)

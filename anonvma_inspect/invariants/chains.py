@@ -282,9 +282,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     pointer, active = vmas.anon_vma_pointer, vmas.active
     judged = vmas.chain_end != ChainEnd.NOT_WALKED
     if facts.era.tags.name != "none":
-        judged &= ~facts.explained
-        if not facts.era.tags.certain:
-            judged &= vmas.anon_vma_tag == 0
+        judged &= ~facts.explained & facts.era.tags.understood(vmas.anon_vma_tag)
     is_null = pointer == 0
     record = facts.era.anon_vma
     wild = judged & ~is_null & facts.wild(pointer, active, record)

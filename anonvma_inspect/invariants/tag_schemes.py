@@ -52,6 +52,7 @@ def _check_tag_word(facts: Facts) -> Verdict:
     # * The flag of an unfaulted VMA stands alone; a tag of ANON_VMA_LAZY's stands with a pointer.
     vmas, tags = facts.tables.vmas, facts.era.tags
     rows = facts.vmas_of_kind(AnonVmaKind.TAGGED)
+    rows = rows[tags.understood(vmas.anon_vma_tag[rows])]
     tag, pointer = vmas.anon_vma_tag[rows], vmas.anon_vma_pointer[rows]
     flagged = (tag == np.uint64(tags.unfaulted)) & (tags.unfaulted != 0)
     lone = (pointer == 0) & np.isin(tag, np.array([tags.vma, tags.parent], dtype=np.uint64))

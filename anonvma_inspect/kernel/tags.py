@@ -33,6 +33,7 @@ __all__ = (
 Word = TypeVar("Word", int, "np.ndarray[tuple[int, ...], np.dtype[np.uint64]]")
 U64Column = NDArray[np.uint64]
 U8Column = NDArray[np.uint8]
+BoolColumn = NDArray[np.bool_]
 
 #: The names of schemes, see :class:`TagScheme`.
 SCHEMES = ("none", "unfaulted", "lazy")
@@ -88,6 +89,26 @@ class TagScheme:
     vma: int = 0
     parent: int = 0
     enabled: bool | None = None
+
+    @property
+    def _values(self) -> tuple[int, ...]:
+        return {"unfaulted": (self.unfaulted,), "lazy": (self.vma, self.parent)}.get(self.name, ())
+
+    @property
+    def whole(self) -> bool:
+        """Whether the values of all its tags are known."""
+        return all(self._values)
+
+    def understood(self, tag: U64Column) -> BoolColumn:
+        """Which words can be judged: those whose tag is known, or is sure to be none of the scheme.
+
+        :param tag: Low bits of words, as :func:`decode_anon_vma` splits them off.
+        """
+        if self.certain and self.whole:
+            return np.ones(len(tag), dtype=bool)
+        values = self._values if self.certain else ()
+        known: BoolColumn = np.isin(tag, np.array([0, *values], dtype=np.uint64))
+        return known
 
     def kind(self, pointer: int, tag: int) -> AnonVmaKind:
         """What a word that :func:`decode_anon_vma` has split is."""
