@@ -84,7 +84,7 @@ def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
 @click.argument("cores", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--vmlinux", help="Let the plain script take its types from here.")
 @click.option("--no-plain", is_flag=True, help="Leave the plain script out: it takes minutes.")
-@click.option("--times", default=3, show_default=True, help="Runs of each command but the script.")
+@click.option("--times", default=5, show_default=True, help="Runs of each command but the script.")
 def cli(cores: Sequence[str], vmlinux: str | None, no_plain: bool, times: int) -> None:
     """Compare, for each dump: the whole audit; a plain drgn script that walks the same structures
     and checks only num_active_vmas and the sizes of the trees; the bare gathers of the same
