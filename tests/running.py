@@ -52,7 +52,7 @@ def running(target: Target, views: Iterable[Words]) -> Target:
     upcoming = iter(views)
     last: Words = {}
 
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         nonlocal last
         last = next(upcoming, last)
         return OverlayMemory(target.memory, dict(last)), target.space

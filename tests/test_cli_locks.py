@@ -412,7 +412,7 @@ def test_a_kernel_that_runs(
     )
     seen = []
 
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         seen.append(next(looks))
         return broken(kernel, seen[-1]).memory, kernel.target.space
 

@@ -233,8 +233,8 @@ def test_a_read_that_fails_is_a_hole(files: KernelFiles, monkeypatch: pytest.Mon
             raise OSError(14, "Bad address")
         return size
 
-    fresh = target.again()
     monkeypatch.setattr(os, "preadv", fail)
+    fresh = target.again()
     tables = collect_audit(fresh)
     assert list(audit(tables).findings()) == []
     assert set((tables.holes.address // np.uint64(PAGE) * np.uint64(PAGE)).tolist()) == {page}
@@ -331,7 +331,7 @@ def test_symbols_of_another_kernel(files: KernelFiles, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["audit"], ["stats"], ["vma", "144"], ["tree", "144", "7ffff7fcb000"]]
+    "command", [["audit"], ["stats", "--slabs"], ["vma", "144"], ["tree", "144", "7ffff7fcb000"]]
 )
 def test_commands_answer_as_of_the_snapshot(
     files: KernelFiles,

@@ -175,6 +175,38 @@ def test_view_of_what_runs_stands_still() -> None:
     assert fresh.view("<u8").tolist() == [[3]]
 
 
+def test_what_was_asked_of_one_view_is_read_ahead_for_the_next() -> None:
+    """All of it at once, before anything is asked for; what nobody asks for again is let go."""
+    running = Running()
+    first = PagedMemory(running.read, PAGE)
+    first.gather(column(BASE + 7 * PAGE, BASE, BASE + 600 * PAGE), 8)
+    pages = first.asked()
+    assert pages.tolist() == [BASE // PAGE + page for page in (0, 7, 600)]
+    before = running.reads
+    view = PagedMemory(running.read, PAGE, ahead=pages)
+    assert running.reads == before + 3
+    running.read(BASE, 8)
+    values, _ = view.gather(column(BASE + 7 * PAGE, BASE + 8 * PAGE), 8)
+    assert values.view("<u8")[:, 0].tolist() == [before + 2, before + 5]
+    assert view.asked().tolist() == [BASE // PAGE + page for page in (7, 8)]
+
+
+def test_what_is_read_ahead_is_no_hole_until_it_is_asked_for() -> None:
+    def read(address: int, size: int) -> bytes:
+        if address < BASE + PAGE <= address + size:
+            raise LookupError
+        return bytes(size)
+
+    meter = Meter()
+    pages = column(*range(BASE // PAGE, BASE // PAGE + 4))
+    view = PagedMemory(read, PAGE, ahead=pages, limit=3 * PAGE, meter=meter)
+    assert meter.pages_refused == 0
+    at = column(BASE, BASE + PAGE, BASE + 2 * PAGE, BASE + 3 * PAGE)
+    _, present = view.gather(at, 8)
+    assert present.tolist() == [False, True, True, True]
+    assert view.asked().tolist() == pages[1:].tolist()
+
+
 def test_view_that_nobody_holds_is_gone() -> None:
     """Not when the interpreter gets round to it: a view is large."""
     view = PagedMemory(Running().read, PAGE, limit=100 * PAGE)

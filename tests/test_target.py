@@ -24,7 +24,7 @@ def test_what_runs_is_looked_at_anew() -> None:
     first = CAPTURE.target.symbol("init_task") + tasks.offset
     grown = np.concatenate([CAPTURE.target.space.ram, np.array([[2**64 - 8192, 2**64 - 4096]])])
 
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         return (
             OverlayMemory(CAPTURE.target.memory, {first: 1}),
             dataclasses.replace(CAPTURE.target.space, ram=grown.astype(np.uint64)),

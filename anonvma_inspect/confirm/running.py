@@ -54,7 +54,7 @@ def audit_running(
 
     def look() -> Tables:
         nonlocal view
-        view = target.again()
+        view = view.again()
         return collect_audit(view, pids, progress, leaks=leaks, deep=deep)
 
     pause = _FIRST_PAUSE

@@ -62,7 +62,7 @@ def open_gdb(address: str, options: TargetOptions) -> Target:
     if not len(ram):
         ram = whole_direct_map(shift)
 
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         return view, AddressSpace(ram, page_size, shift)
 
     target = live_target("gdb", kernel, vmcoreinfo, known, renew, meter)

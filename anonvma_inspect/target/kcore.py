@@ -21,7 +21,7 @@ from anonvma_inspect.errors import TargetError
 from anonvma_inspect.target.describe import Kernel
 from anonvma_inspect.target.elf import NO_PADDR, ElfCore, LoadSegments, head_size, parse_core
 from anonvma_inspect.target.files import TargetOptions
-from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
+from anonvma_inspect.target.live import asked_of, live_target, metered, understand_live, view_limit
 from anonvma_inspect.target.memory import AddressSpace, Memory, U64Column, merge_ranges
 from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.symbols import Symbols, symbols_of_map
@@ -91,10 +91,15 @@ def open_kcore(options: TargetOptions, files: KernelFiles | None = None) -> Targ
 
     # The headers are read again as well: memory can be plugged in and out, which moves all of the
     # file that lies behind them.
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         now = _Kcore(files)
         view = PagedMemory(
-            now.read, page_size, meter=meter, limit=view_limit(), read_into=now.read_into
+            now.read,
+            page_size,
+            meter=meter,
+            limit=view_limit(),
+            read_into=now.read_into,
+            ahead=asked_of(before),
         )
         return view, AddressSpace(now.ram, page_size, now.direct_map)
 

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from anonvma_inspect.target.describe import Kernel, Known, check_direct_map
 from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.layouts import Layouts
-from anonvma_inspect.target.memory import AddressSpace, Memory
-from anonvma_inspect.target.paged import Meter
+from anonvma_inspect.target.memory import AddressSpace, Memory, U64Column
+from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.symbols import Symbols
 from anonvma_inspect.target.target import Target
 
-__all__ = ("live_target", "metered", "understand_live", "view_limit")
+__all__ = ("asked_of", "live_target", "metered", "understand_live", "view_limit")
 
 
 def view_limit() -> int:
@@ -37,6 +37,11 @@ def metered(read: Callable[[int, int], bytes], meter: Meter) -> Callable[[int, i
         return data
 
     return count
+
+
+def asked_of(memory: Memory | None) -> U64Column | None:
+    """The pages that were asked of a view, if it is one: see :meth:`PagedMemory.asked`."""
+    return memory.asked() if isinstance(memory, PagedMemory) else None
 
 
 def understand_live(
@@ -70,7 +75,7 @@ def live_target(
     kernel: Kernel,
     vmcoreinfo: bytes,
     known: Known,
-    renew: Callable[[], tuple[Memory, AddressSpace]],
+    renew: Callable[[Memory | None], tuple[Memory, AddressSpace]],
     meter: Meter,
     *,
     slow: Memory | None = None,
@@ -82,7 +87,7 @@ def live_target(
         the direct map by arithmetic.
     :raises TargetError: if the direct map is not where it should be.
     """
-    memory, space = renew()
+    memory, space = renew(None)
     target = Target(
         kind=kind,
         release=kernel.facts["OSRELEASE"],

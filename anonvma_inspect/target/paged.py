@@ -108,6 +108,13 @@ class _PageTable:
         order = np.argsort(high)
         return _PageTable(high[order], row[order], entries)
 
+    def known(self) -> tuple[U64Column, NDArray[np.int64]]:
+        """All pages that have an entry which is not negative, sorted, and that entry."""
+        entries = self._entries[self._row]
+        table, low = np.nonzero(entries >= 0)
+        pages = (self._high[table] << self._SHIFT) | low.astype(np.uint64)
+        return pages, entries[table, low].astype(np.int64)
+
     def enter(self, pages: U64Column, entries: NDArray[np.int32]) -> None:
         """Set the entries of pages that there are tables for."""
         index = np.searchsorted(self._high, pages >> self._SHIFT)
@@ -166,6 +173,8 @@ class PagedMemory:
     :param meter: Told what is read.
     :param limit: Bytes that are kept at most; ``None``: no limit.
     :param read_into: Reads ``(address, buffer)`` likewise, without a copy, where that can be done.
+    :param ahead: Pages that will be asked for, it seems: as :meth:`asked` returned them for another
+        view. They are read at once, so that they are of nearly one moment.
     """
 
     def __init__(
@@ -176,6 +185,7 @@ class PagedMemory:
         meter: Meter | None = None,
         limit: int | None = None,
         read_into: ReadInto | None = None,
+        ahead: U64Column | None = None,
     ) -> None:
         self._read = read
         self._read_into = functools.partial(_copy, read) if read_into is None else read_into
@@ -189,6 +199,21 @@ class PagedMemory:
         # before a table says so, and a table or pool that others look at is never changed in what
         # it said.
         self._lock = threading.Lock()
+        # Which slots were asked for; None: whatever was read.
+        self._asked: BoolColumn | None = None
+        if ahead is not None and len(ahead):
+            if limit is not None:
+                ahead = ahead[: limit // page_size]
+            self._load(ahead)
+            self._asked = np.zeros(self._used, dtype=bool)
+
+    def asked(self) -> U64Column:
+        """Numbers of the pages that were asked for and are there, sorted."""
+        pages, slots = self._table.known()
+        if self._asked is not None:
+            # What was read later, was read because it was asked for.
+            pages = pages[np.append(self._asked, True)[np.minimum(slots, len(self._asked))]]
+        return pages
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
@@ -251,6 +276,9 @@ class PagedMemory:
                 if len(wanted):
                     self._load(wanted)
             slots = self._table.look_up(pages)
+        if self._asked is not None:
+            ahead = slots[(slots >= 0) & (slots < len(self._asked))]
+            self._asked[ahead] = True
         return slots, self._pool.bytes
 
     def _load(self, pages: U64Column) -> None:

@@ -22,7 +22,14 @@ from anonvma_inspect.target.dwarf import DwarfLayouts
 from anonvma_inspect.target.elf import parse_core
 from anonvma_inspect.target.files import map_file
 from anonvma_inspect.target.left_out import RangesLeftOut, unwritten
-from anonvma_inspect.target.memory import KERNEL_HALF, AddressSpace, BoolColumn, ByteRows, U64Column
+from anonvma_inspect.target.memory import (
+    KERNEL_HALF,
+    AddressSpace,
+    BoolColumn,
+    ByteRows,
+    Memory,
+    U64Column,
+)
 from anonvma_inspect.target.paged import PagedMemory
 from anonvma_inspect.target.ram import system_ram
 from anonvma_inspect.target.symbols import SYMBOLS, Symbols
@@ -191,10 +198,10 @@ def target_of(prog: drgn.Program) -> Target:
         remember_target(prog, target)
     known = target
 
-    def view() -> tuple[ProgramMemory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[ProgramMemory, AddressSpace]:
         return ProgramMemory(prog, known.page_size), known.space
 
-    return dataclasses.replace(known, memory=view()[0], renew=view if known.live else None)
+    return dataclasses.replace(known, memory=renew(None)[0], renew=renew if known.live else None)
 
 
 def _find_out(prog: drgn.Program) -> Target:

@@ -14,7 +14,7 @@ from anonvma_inspect.target.connection import Connection
 from anonvma_inspect.target.describe import Kernel
 from anonvma_inspect.target.files import TargetOptions
 from anonvma_inspect.target.find_vmcoreinfo import is_vmcoreinfo_of, search_ram
-from anonvma_inspect.target.live import live_target, metered, understand_live, view_limit
+from anonvma_inspect.target.live import asked_of, live_target, metered, understand_live, view_limit
 from anonvma_inspect.target.memory import AddressSpace, Memory
 from anonvma_inspect.target.paged import Meter, PagedMemory
 from anonvma_inspect.target.physical import PhysicalMachine
@@ -62,12 +62,12 @@ def open_qemu(address: str, options: TargetOptions) -> Target:
 
     page_size = int(facts["PAGESIZE"])
 
-    def renew() -> tuple[Memory, AddressSpace]:
+    def renew(before: Memory | None) -> tuple[Memory, AddressSpace]:
         # Memory can be plugged in.
         memory.look_again()
         guest.forget()
         ram = np.array(memory.ranges, dtype=np.uint64) + np.uint64(shift)
-        view = PagedMemory(read, page_size, meter=meter, limit=view_limit())
+        view = PagedMemory(read, page_size, meter=meter, limit=view_limit(), ahead=asked_of(before))
         return view, AddressSpace(ram, page_size, shift)
 
     slow = PagedMemory(read_by_tables, page_size)

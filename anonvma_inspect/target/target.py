@@ -39,8 +39,8 @@ class Target:
     :ivar left_out: What a filter left out of a dump, where something tells.
     :ivar walks: The names of the walks that a snapshot serves; ``None``: all.
     :ivar kallsyms: The kernel's symbol table, if VMCOREINFO does not name it and it was found.
-    :ivar renew: Makes a fresh view of the memory of a kernel that runs, and says where its RAM is
-        now; ``None`` for what stands still.
+    :ivar renew: Makes a fresh view of the memory of a kernel that runs, to be read much like the
+        one that it is given, and says where its RAM is now; ``None`` for what stands still.
     :ivar meter: What was read so far, over all views; ``None`` for what stands still.
     :ivar registers: Where the CPUs were, as far as a dump tells.
     :ivar scheme: How ``vma->anon_vma`` is encoded, as the user says: ``none``, ``unfaulted`` or
@@ -65,7 +65,7 @@ class Target:
     left_out: LeftOut | None = None
     walks: frozenset[str] | None = None
     kallsyms: Kallsyms | None = None
-    renew: Callable[[], tuple[Memory, AddressSpace]] | None = None
+    renew: Callable[[Memory | None], tuple[Memory, AddressSpace]] | None = None
     meter: Meter | None = None
     registers: Registers = ()
     functions: Mapping[str, tuple[int, int]] | None = None
@@ -79,13 +79,15 @@ class Target:
     def again(self) -> Target:
         """The target as it is now: with a fresh view, if it runs; else itself.
 
+        What was asked of this view is read at once: the next one is much more of one moment.
+
         The view that this one has is given up when nobody holds this target any longer.
 
         :raises TargetError: if it cannot be read any longer.
         """
         if self.renew is None:
             return self
-        memory, space = self.renew()
+        memory, space = self.renew(self.memory)
         return replace(self, memory=memory, space=space)
 
     def symbol(self, name: str) -> int:
