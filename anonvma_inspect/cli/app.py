@@ -23,6 +23,7 @@ COMMANDS = {
     "tree": "An anon_vma's interval tree.",
     "family": "Anon_vmas of a family, each below its parent; or all families.",
     "stats": "Counts, bytes, distributions, costs.",
+    "what": "What the addresses of an oops are.",
     "savings": "What each proposal would save.",
     "locks": "Who holds and who awaits the locks.",
     "snapshot": "Save what was read.",

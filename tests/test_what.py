@@ -1,0 +1,362 @@
+"""What addresses are, and which words of a text are asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import anonvma_inspect.target
+from anonvma_inspect.analysis.identify import Identity, Kind, identify
+from anonvma_inspect.cli.oops import words_of
+from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.collect.look_up import look_up
+from anonvma_inspect.collect.slab_lookup import look_up_objects
+from anonvma_inspect.tables import ObjectState, Tables
+from anonvma_inspect.target import Target
+from anonvma_inspect.target.memory import OverlayMemory, U64Column
+
+from .captures import CAPTURES, KERNELS, Capture
+from .clirun import Cli
+
+CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
+CORE = str(CAPTURE.core)
+PAGES = next(capture for capture in CAPTURES if capture.name == "pages-6.1")
+_KERNELS = pytest.mark.parametrize("capture", KERNELS, ids=lambda capture: capture.name)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(capsys)
+
+
+def column(*addresses: int) -> U64Column:
+    return np.array(addresses, dtype=np.uint64)
+
+
+def what(capture: Capture, *addresses: int) -> list[Identity]:
+    asked = column(*addresses)
+    looked_up = look_up(capture.target, capture.tables, asked)
+    return identify(capture.tables, asked, looked_up)
+
+
+# --- texts ---------------------------------------------------------------------------------------
+
+# As these kernels print them; the words are made up.
+X86 = """\
+[   12.345678] BUG: unable to handle page fault for address: ffffdead00000012
+[   12.345679] RIP: 0010:anon_vma_clone+0x6d/0x1a0
+[   12.345680] Code: 48 8b 45 08 <48> 8b 50 28 4c 89 e7 e8 12 34 56 78 ff ff ff ff ff ff ff ff
+[   12.345681] RSP: 0018:ffffb1a2c0a3fd20 EFLAGS: 00010246
+[   12.345682] RAX: dead000000000100 RBX: ffff9d5a01234560 RCX: 0000000000000001
+[   12.345683] R10: 0000000000000000 R11: 6b6b6b6b6b6b6b9b R12: ffff9d5a01234560
+[   12.345684] FS:  00007f0000000000(0000) GS:ffff9d5a3ec00000(0000) knlGS:0000000000000000
+[   12.345685] CR2: ffffdead00000012 CR3: 0000000001234002
+[   12.345686]  ? anon_vma_fork+0x12/0x34 page:ffffea0000112240 vma 0xffff9d5a0abcdef0
+"""
+ARM64 = """\
+[    9.000001] pc : unlink_anon_vmas+0x4c/0x1f0
+[    9.000002] lr : free_pgtables+0x88/0x104
+[    9.000003] sp : ffff80000a1b3c40
+[    9.000004] x29: ffff80000a1b3c40 x28: ffff0000021d8000 x27: 0000000000000000
+[    9.000005] x2 : dead000000000122 x1 : ffff0000021d8000 x0 : 0000000000000000
+"""
+
+
+def test_words_of_an_oops_of_x86() -> None:
+    words, total = words_of(X86, 100)
+    assert total == len(words)
+    assert [(word.address, word.labels) for word in words] == [
+        (0xFFFFDEAD00000012, ("address", "CR2")),
+        (0xFFFFB1A2C0A3FD20, ("RSP",)),
+        (0xDEAD000000000100, ("RAX",)),
+        (0xFFFF9D5A01234560, ("RBX", "R12")),
+        (0x6B6B6B6B6B6B6B9B, ("R11",)),
+        (0xFFFF9D5A3EC00000, ("GS",)),
+        (0xFFFFEA0000112240, ("page",)),
+        (0xFFFF9D5A0ABCDEF0, ()),
+    ]
+
+
+def test_words_of_an_oops_of_arm64() -> None:
+    words, _ = words_of(ARM64, 100)
+    assert [(word.address, word.labels) for word in words] == [
+        (0xFFFF80000A1B3C40, ("sp", "x29")),
+        (0xFFFF0000021D8000, ("x28", "x1")),
+        (0xDEAD000000000122, ("x2",)),
+    ]
+
+
+def test_words_are_bounded() -> None:
+    text = " ".join(f"{2**64 - 1 - number:016x}" for number in range(50))
+    words, total = words_of(text, 7)
+    assert (len(words), total) == (7, 50)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ff" * 40,
+        "0xffffffffffffffffff",
+        "gffff888000000000",
+        "ffff888000000000g",
+        "FFFF888000000000",
+        "_ffff888000000000",
+        ": : :" * 1000,
+        "a" * 100_000,
+        "R: " * 50_000,
+    ],
+)
+def test_what_is_no_word(text: str) -> None:
+    assert words_of(text, 10) == ([], 0)
+
+
+# --- objects -------------------------------------------------------------------------------------
+
+
+@_KERNELS
+def test_objects_of_the_tables(capture: Capture) -> None:
+    tables = capture.tables
+    era = tables.era
+    avc = len(tables.avcs.address) // 2
+    vma = int(tables.avcs.vma_row[avc])
+    anon_vma = int(tables.avcs.anon_vma_row[avc])
+    at = int(tables.avcs.address[avc])
+    rb, head, mm, task, list_head = what(
+        capture,
+        at + era.avc.offset("rb"),
+        at + era.avc.offset("same_vma"),
+        int(tables.mms.address[0]),
+        int(tables.tasks.address[0]) + 9,
+        int(tables.vmas.address[vma]) + era.vma.offset("anon_vma_chain"),
+    )
+    for identity, name in ((rb, "rb"), (head, "same_vma")):
+        assert (identity.struct, identity.start, identity.field) == (era.avc.struct, at, name)
+        assert (identity.vma, identity.anon_vma) == (vma, anon_vma)
+        assert identity.met
+        assert identity.state is ObjectState.ALLOCATED
+    assert (mm.struct, mm.start, mm.mm) == ("mm_struct", int(tables.mms.address[0]), 0)
+    assert (task.struct, task.start) == ("task_struct", int(tables.tasks.address[0]))
+    assert (list_head.struct, list_head.field) == ("vm_area_struct", "anon_vma_chain")
+    assert list_head.vma == vma
+
+
+@_KERNELS
+def test_free_objects(capture: Capture) -> None:
+    """Those that are on lists of free objects, by the audit's own reading."""
+    tables = capture.tables
+    assert tables.allocation is not None
+    assert tables.allocation.unreached is not None
+    free = tables.allocation.unreached.free_anon_vmas[:20]
+    if not len(free):
+        pytest.skip("no anon_vma is free here")
+    for identity, address in zip(what(capture, *(free + np.uint64(8)).tolist()), free, strict=True):
+        assert (identity.struct, identity.start) == ("anon_vma", int(address))
+        assert identity.state is ObjectState.FREE
+        assert not identity.met
+        assert identity.cache == tables.allocation.anon_vmas.cache
+
+
+def test_every_object_of_the_tables_is_found_in_its_slab() -> None:
+    """The look-up by address agrees with that by table."""
+    tables = CAPTURE.tables
+    assert tables.allocation is not None
+    for placement, record in (
+        (tables.allocation.vmas, tables.era.vma),
+        (tables.allocation.avcs, tables.era.avc),
+        (tables.allocation.anon_vmas, tables.era.anon_vma),
+    ):
+        inside = np.uint64(record.size - 1)
+        places = look_up_objects(CAPTURE.target, placement.address + inside)
+        assert places.not_read is None
+        assert (places.start == placement.address).all()
+        assert (places.state == placement.state).all()
+        assert (places.cache == np.uint64(placement.cache)).all()
+        assert places.names[placement.cache]
+
+
+def test_objects_of_caches_that_are_merged() -> None:
+    """What lies in the cache of AVCs and is none."""
+    tables = CAPTURE.tables
+    assert tables.allocation is not None
+    assert tables.allocation.unreached is not None
+    unreached = tables.allocation.unreached
+    strangers = unreached.avcs[~unreached.avc_linked][:10]
+    assert len(strangers)
+    for identity in what(CAPTURE, *strangers.tolist()):
+        assert identity.kind is Kind.OBJECT
+        assert identity.struct is None
+        assert identity.note is not None
+
+
+def test_ksm() -> None:
+    tables = PAGES.tables
+    records = tables.ksm.records
+    assert records is not None
+    item, node = what(
+        PAGES, int(tables.rmap_items.address[0]) + 8, int(tables.stable_nodes.address[0])
+    )
+    assert (item.struct, node.struct) == (records.rmap_item.struct, records.stable_node.struct)
+    assert item.anon_vma == tables.rmap_items.anon_vma_row[0]
+
+
+@pytest.mark.parametrize(
+    ("address", "kind"),
+    [
+        (0, Kind.NULL),
+        (0x7FFF_FFFF_F000, Kind.USER),
+        (0xDEAD000000000100, Kind.POISON),
+        (0xDEAD000000000122, Kind.POISON),
+        (0xDEAD000000000100 - 16, Kind.POISON),
+        (0x6B6B6B6B6B6B6B6B + 0x28, Kind.POISON),
+        (0x8000_0000_0000_0000, Kind.IMPOSSIBLE),
+        (2**64 - 1, Kind.ELSEWHERE),
+        (0xFFFF_FFFF_8100_0000, Kind.ELSEWHERE),
+    ],
+)
+def test_what_is_no_object(address: int, kind: Kind) -> None:
+    (identity,) = what(CAPTURE, address)
+    assert identity.kind is kind
+    assert identity.start == 0
+
+
+def test_which_poison() -> None:
+    first, second = what(CAPTURE, 0xDEAD000000000110, 0xDEAD000000000122)
+    assert first.note is not None
+    assert second.note is not None
+    assert first.note.startswith("LIST_POISON1")
+    assert second.note.startswith("LIST_POISON2")
+
+
+def test_memory_that_is_nothing_known() -> None:
+    """RAM in a hole of the snapshot."""
+    ram = CAPTURE.tables.space.ram
+    (identity,) = what(CAPTURE, int(ram[0][0]) + 0x1000)
+    assert identity.kind is Kind.MEMORY
+
+
+def test_without_slabs() -> None:
+    target = dataclasses.replace(CAPTURE.target, walks=frozenset(["audit"]))
+    asked = column(int(CAPTURE.tables.avcs.address[0]), 2**64 - 2**20)
+    looked_up = look_up(target, CAPTURE.tables, asked)
+    assert looked_up.objects.not_read == "not in this snapshot"
+    found, nothing = identify(CAPTURE.tables, asked, looked_up)
+    assert (found.struct, found.state) == ("anon_vma_chain", ObjectState.UNKNOWN)
+    assert nothing.kind is Kind.ELSEWHERE
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+def answer(cli: Cli, *arguments: str, code: int = 0) -> Any:
+    ran = cli("-q", "-c", CORE, "--format", "json", "what", *arguments)
+    assert (ran.code, ran.err) == (code, "")
+    return json.loads(ran.out)
+
+
+Serve = Callable[[Target], None]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    return lambda target: monkeypatch.setattr(
+        anonvma_inspect.target, "open_target", lambda options: target
+    )
+
+
+@pytest.fixture
+def type_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[bytes], None]:
+    return lambda text: monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(text)))
+
+
+def test_answer(cli: Cli) -> None:
+    tables = CAPTURE.tables
+    avc = 5
+    at = int(tables.avcs.address[avc])
+    vma = int(tables.avcs.vma_row[avc])
+    (entry,) = answer(cli, f"{at + 0x20:x}")["addresses"]
+    assert entry["object"] == {"type": "anon_vma_chain", "address": hex(at)}
+    assert (entry["offset"], entry["field"], entry["state"]) == (0x20, "rb", "allocated")
+    assert entry["where"]["vma"] == hex(int(tables.vmas.address[vma]))
+    task = int(tables.mms.task[tables.vmas.mm[vma]])
+    assert entry["where"]["pid"] == int(tables.tasks.tgid[task])
+    anon_vma = int(tables.avcs.anon_vma_row[avc])
+    assert entry["anon_vma"] == hex(int(tables.anon_vmas.address[anon_vma]))
+    assert entry["root"] == hex(int(tables.anon_vmas.root[anon_vma]))
+    assert entry["findings"] == []
+
+
+def test_findings_that_touch_it(cli: Cli, serve: Serve) -> None:
+    """One word too high: it is told of the anon_vma, and of a pointer into it; of nothing else."""
+    tables = CAPTURE.tables
+    row, other = 3, 4
+    at = int(tables.anon_vmas.address[row])
+    offset = tables.era.anon_vma.offset("num_active_vmas")
+    value = int(tables.anon_vmas.num_active_vmas[row])
+    serve(broken(tables, at + offset, value + 1))
+    document = answer(cli, hex(at), hex(at + 16), hex(int(tables.anon_vmas.address[other])), code=0)
+    codes = [[finding["code"] for finding in e["findings"]] for e in document["addresses"]]
+    assert codes == [["AV402"], ["AV402"], []]
+    assert document["findings_total"] == 1
+    text = cli("-q", "-c", CORE, "what", hex(at)).out
+    assert "    AV402 num-active-vmas: " in text
+    assert text.endswith("1 finding in this target; see: anonvma-inspect audit\n")
+
+
+def broken(tables: Tables, address: int, value: int) -> Target:
+    memory = OverlayMemory(CAPTURE.target.memory, {address: value})
+    return dataclasses.replace(CAPTURE.target, memory=memory)
+
+
+def test_findings_by_the_word_that_is_wrong(cli: Cli, serve: Serve) -> None:
+    """An AVC that names another's anon_vma: whatever the finding is about, the word tells of it."""
+    tables = CAPTURE.tables
+    avc = int(np.flatnonzero(tables.avcs.anon_vma_row == 3)[0])
+    at = int(tables.avcs.address[avc])
+    word = at + tables.era.avc.offset("anon_vma")
+    serve(broken(tables, word, int(tables.anon_vmas.address[9])))
+    (entry,) = answer(cli, hex(word))["addresses"]
+    assert entry["field"] == "anon_vma"
+    assert entry["findings"]
+    collected = collect_audit(broken(tables, word, int(tables.anon_vmas.address[9])))
+    assert collected.avcs.anon_vma_row[avc] == 9
+
+
+def test_an_oops_from_standard_input(cli: Cli, type_in: Callable[[bytes], None]) -> None:
+    at = int(CAPTURE.tables.anon_vmas.address[0])
+    type_in(f"RBX: {at:016x} RCX: 0000000000000001\nRDX: {at:016x}\xff\n".encode())
+    entries = answer(cli, "-")["addresses"]
+    assert [(entry["address"], entry["labels"]) for entry in entries] == [(hex(at), ["RBX", "RDX"])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("what", "xyz"), "'xyz' is no address"),
+        (("what", "-"), "there is no address of the kernel's in that text"),
+        (("what",), "Missing argument"),
+    ],
+)
+def test_wrong_usage(
+    cli: Cli, type_in: Callable[[bytes], None], arguments: tuple[str, ...], message: str
+) -> None:
+    type_in(b"nothing here: 0x10\n")
+    assert message in cli.fails(2, "-c", CORE, *arguments)
+
+
+def test_more_words_than_are_taken(
+    cli: Cli, type_in: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anonvma_inspect.cli.what._MAX_WORDS", 3)
+    type_in(b"\n".join(b"%016x" % (2**64 - number) for number in range(1, 10)))
+    ran = cli("-c", CORE, "what", "-")
+    assert ran.out.count("in the kernel, but in no slab") == 3
+    assert "9 words in that text: the first 3 are taken" in ran.err
