@@ -26,10 +26,8 @@ from anonvma_inspect.kernel.tags import (
     NO_TAGS,
     SCHEMES,
     AnonVmaKind,
-    MappingKind,
     TagScheme,
     decode_anon_vma,
-    decode_mapping,
 )
 from anonvma_inspect.tables import NO_ROW, Tables
 from anonvma_inspect.target import Target
@@ -178,14 +176,6 @@ def test_understood() -> None:
     # Another tag may be the one that was not met.
     assert understood(vma=1) == [True, True, False, False]
     assert understood(vma=1, parent=2, certain=False) == [True, False, False, False]
-
-
-def test_mapping_is_split() -> None:
-    words = np.array([0x1000, 0x1001, 0x1002, 0x1003], dtype=np.uint64)
-    pointer, kind = decode_mapping(words)
-    assert pointer.tolist() == [0x1000] * 4
-    assert kind.tolist() == [*MappingKind]
-    assert [decode_mapping(int(word)) for word in words] == [(0x1000, each) for each in kind]
 
 
 # ---- finding out

@@ -1,8 +1,8 @@
 """Low bits in pointers: what they mean, and how to take them off.
 
 Pure functions over scalars and ``uint64`` columns alike, for the words of the anonymous reverse map
-that can carry a tag: ``vma->anon_vma`` under the proposals that put one there, ``folio->mapping``,
-the ``rb_node`` of an anon_vma's tree, and the nodes of a red-black tree.
+that can carry a tag: ``vma->anon_vma`` under the proposals that put one there, the ``rb_node`` of
+an anon_vma's tree, and the nodes of a red-black tree.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ __all__ = (
     "ROOT_LOCK_MARK",
     "SCHEMES",
     "AnonVmaKind",
-    "MappingKind",
     "TagScheme",
     "decode_anon_vma",
-    "decode_mapping",
     "has_lock_mark",
     "rb_is_black",
     "rb_parent",
@@ -42,9 +40,6 @@ _TAG_BITS = 7
 RB_BLACK = 1
 #: What ``mm_take_all_locks()`` sets in ``root->rb_root.rb_node`` (``vm_lock_anon_vma()``, v3.7 on).
 ROOT_LOCK_MARK = 1
-# include/linux/page-flags.h: FOLIO_MAPPING_ANON and FOLIO_MAPPING_KSM (v6.17), PAGE_MAPPING_ANON
-# and PAGE_MAPPING_MOVABLE before.
-_MAPPING_BITS = 3
 
 
 class AnonVmaKind(enum.IntEnum):
@@ -155,30 +150,6 @@ def decode_anon_vma(raw: Word) -> tuple[Word, Word]:
         tag = raw & np.uint64(_TAG_BITS)
         return raw - tag, tag
     return raw & ~_TAG_BITS, raw & _TAG_BITS
-
-
-class MappingKind(enum.IntEnum):
-    """What the low bits of a ``folio->mapping`` say."""
-
-    #: An ``address_space``, or NULL.
-    FILE = 0
-    #: An ``anon_vma``.
-    ANON = 1
-    #: Without ANON_VMA_LAZY: a page of a driver's that can be moved (up to v6.16); with it, a VMA.
-    OTHER = 2
-    #: A KSM stable node.
-    KSM = 3
-
-
-def decode_mapping(raw: Word) -> tuple[Word, Word]:
-    """Split ``folio->mapping`` (``page->mapping``) into its pointer and its low bits.
-
-    :return: The pointer part, and a :class:`MappingKind`.
-    """
-    if isinstance(raw, np.ndarray):
-        bits = raw & np.uint64(_MAPPING_BITS)
-        return raw - bits, bits
-    return raw & ~_MAPPING_BITS, raw & _MAPPING_BITS
 
 
 def strip_lock_mark(rb_node: Word) -> Word:
