@@ -248,6 +248,9 @@ class Vmas:
     mm: RowColumn
     #: Row in :class:`Slots` of its entry in the tree of its own mm.
     slot: RowColumn
+    #: References that words of ANON_VMA_LAZY have to it, and one for being mapped; 0 where the
+    #: kernel has no such count.
+    root_refs: I64Column
     #: Row of ``anon_vma`` in :class:`AnonVmas` (for a tag that makes it something else: NO_ROW).
     active: RowColumn
     #: A :class:`ChainEnd`, and how many entries the walk met before it.

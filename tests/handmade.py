@@ -179,6 +179,7 @@ class Vma:
     #: What it has instead: the flag of ANON_VMA_UNFAULTED; under ANON_VMA_LAZY a root VMA, or the
     #: anon_vma of the VMA that fork copied.
     unfaulted: bool = False
+    root_refs: int = 1
     lazy: Vma | AnonVma | None = None
 
     @property
@@ -438,6 +439,8 @@ class Model:
             mm.map_count = len(mm.vmas)
         for vma in self.vmas:
             vma.anon_vma = self._word(vma)
+            mapped = any(vma in mm.vmas for mm in self.mms)
+            vma.root_refs = mapped + sum(other.lazy is vma for other in self.vmas)
             nodes = [vma.head, *(avc.node for avc in vma.chain), vma.head]
             vma.next, vma.prev = nodes[1], nodes[-2]
             for index, avc in enumerate(vma.chain):
@@ -763,6 +766,7 @@ class _Reader:
                 key_last=_words([vma.key_last for vma in vmas]),
                 mm=_numbers([mm_row.get(vma.vm_mm, NO_ROW) for vma in vmas]),
                 slot=_numbers([slot_of.get(vma.address, NO_ROW) for vma in vmas]),
+                root_refs=_numbers([vma.root_refs for vma in vmas]),
                 active=_numbers([av_row.get(self.own(vma), NO_ROW) for vma in vmas]),
                 chain_end=np.array([self.ends[vma.address] for vma in vmas], dtype=np.uint8),
                 chain_length=_numbers([len(self.chains[vma.address]) for vma in vmas]),

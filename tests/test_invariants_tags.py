@@ -14,10 +14,11 @@ import pytest
 
 from anonvma_inspect.invariants.base import State
 from anonvma_inspect.invariants.catalogue import CATALOGUE
-from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.era import Era, Record
 from anonvma_inspect.kernel.tags import TagScheme
 from anonvma_inspect.report.vma_words import count_vma_words, describe_vma_words
 from anonvma_inspect.tables import NO_ROW, ObjectState
+from anonvma_inspect.target.layouts import Field
 
 from .handmade import CACHES, ERA, RAM, AnonVma, Mm, Model, Vma, forest
 from .test_invariants import WILD, Expected, address, found, key, own, piece, run
@@ -29,7 +30,11 @@ LAZY = TagScheme("lazy", "", vma=2, parent=1)
 
 
 def with_tags(tags: TagScheme) -> Era:
-    return replace(ERA, tags=tags)
+    """An era whose VMAs count the words that lead to them, too, if there is ever one."""
+    fields = dict(ERA.vma.fields)
+    if tags.name == "lazy":
+        fields["root_refs"] = Field(48, 4, "integer", "int", signed=True)
+    return replace(ERA, tags=tags, vma=Record(ERA.vma.struct, ERA.vma.size, fields))
 
 
 def unfaulted(model: Model | None = None) -> Model:
@@ -126,7 +131,7 @@ def test_checks_are_done() -> None:
 
 
 def test_plain_pointers_have_no_schemes() -> None:
-    codes = ("AV603", "AV604", "AV605", "AV606", "AV607")
+    codes = ("AV603", "AV604", "AV605", "AV606", "AV607", "AV608")
     for result in run(forest()).results:
         if result.invariant.code in codes:
             assert result.state is State.NOT_APPLICABLE
@@ -254,7 +259,8 @@ def root_vma_of_another_mm(model: Model) -> list[Expected]:
             vma,
             f"a VMA of mm {vma.vm_mm:#x}",
             f"a VMA of mm {other.vm_mm:#x}",
-        )
+        ),
+        ("AV608", other, "at least 2", "1"),
     ]
 
 
@@ -298,7 +304,42 @@ def root_vma_with_another_root_vma(model: Model) -> list[Expected]:
     mm = lazy_mm(lazy(model))
     root, other = mm.vmas[0], mm.vmas[4]
     root.anon_vma = other.address | LAZY.vma
-    return [("AV607", root, hex(root.address | LAZY.vma), hex(root.anon_vma))]
+    refs = other.root_refs
+    return [
+        ("AV607", root, hex(root.address | LAZY.vma), hex(root.anon_vma)),
+        ("AV608", other, f"at least {refs + 1}", str(refs)),
+    ]
+
+
+# ---- AV608
+
+
+@case
+def root_vma_with_a_reference_too_few(model: Model) -> list[Expected]:
+    root = lazy_mm(lazy(model)).vmas[0]
+    root.root_refs -= 1
+    return [("AV608", root, "at least 4", "3")]
+
+
+@case
+def unmapped_root_vma_without_a_reference(model: Model) -> list[Expected]:
+    root = lazy_mm(lazy(model)).vmas[3].lazy
+    assert isinstance(root, Vma)
+    root.root_refs = 0
+    return [("AV608", root, "at least 1", "0")]
+
+
+def test_surplus_of_references_to_a_root_vma_is_not_told() -> None:
+    model = lazy()
+    lazy_mm(model).vmas[0].root_refs += 1
+    assert not found(model)
+
+
+def test_kernel_that_counts_references_to_root_vmas_elsewhere() -> None:
+    model = lazy()
+    model.era = replace(ERA, tags=LAZY)
+    (result,) = (each for each in run(model).results if each.invariant.code == "AV608")
+    assert result.state is State.NOT_APPLICABLE
 
 
 # ---- what tags change in other rules

@@ -56,6 +56,7 @@ _VMA_WORDS = (
     "anon_pgoff_hi",
     "detached",
     "vm_refcnt",
+    "root_refs",
 )
 _AVC_WORDS = (
     "vma",
@@ -329,6 +330,11 @@ def _vma_table(
         key_last=key + pages - np.uint64(1),
         mm=mm,
         slot=slot,
+        root_refs=(
+            era.vma.as_signed("root_refs", words["root_refs"])
+            if "root_refs" in era.vma
+            else np.zeros(len(order), dtype=np.int64)
+        ),
         active=_active(met, era, pointer, tag),
         chain_end=met.chain_end[order],
         chain_length=met.chain_length[order],

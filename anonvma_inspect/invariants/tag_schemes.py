@@ -19,6 +19,8 @@ from anonvma_inspect.invariants.base import (
     Verdict,
     address_text,
     always,
+    at_least,
+    count_text,
 )
 from anonvma_inspect.invariants.facts import TAG_BITS, Facts
 from anonvma_inspect.kernel.era import Era
@@ -171,6 +173,29 @@ def _check_root_of_root(facts: Facts) -> Verdict:
     )
 
 
+def _check_root_refs(facts: Facts) -> Verdict:
+    # * A VMA has a reference for each VMA that has it as root VMA, itself included, and one for
+    #   being mapped.
+    # At least: who is upgraded puts his after the word, and who is new gets his before.
+    vmas = facts.tables.vmas
+    root = facts.root_vma_of(_at_rest(facts, AnonVmaKind.LAZY_VMA))
+    words = np.bincount(root[root != NO_ROW], minlength=len(vmas.address))
+    least = words + facts.at_rest
+    rows = np.flatnonzero(vmas.root_refs < least)
+    return Verdict(
+        int(np.count_nonzero(least)),
+        [
+            facts.of_vmas(
+                "a VMA has fewer references than there are words that lead to it as root VMA",
+                rows,
+                "root_refs",
+                at_least(least[rows]),
+                count_text(vmas.root_refs[rows]),
+            )
+        ],
+    )
+
+
 def _check_lent(facts: Facts) -> Verdict:
     # * The word leads to what can be an anon_vma.
     # * That is in the VMA's chain: by what the entries say, or by the tree that one of them is in.
@@ -218,6 +243,12 @@ def _has_tags(era: Era) -> str | None:
 
 def _is_lazy(era: Era) -> str | None:
     return None if era.tags.name == "lazy" else "this kernel has no ANON_VMA_LAZY"
+
+
+def _counts_roots(era: Era) -> str | None:
+    lazy = _is_lazy(era)
+    counts = "root_refs" in era.vma
+    return lazy if lazy or counts else "what counts references to root VMAs is not known"
 
 
 _FAULT_LOCK = (
@@ -354,5 +385,32 @@ INVARIANTS = (
         objects="root VMAs",
         check=_if_certain(_check_root_of_root),
         applies=_is_lazy,
+    ),
+    Invariant(
+        code="AV608",
+        slug="root-vma-refs",
+        severity=Severity.ERROR,
+        statement="A VMA has a reference for each that has it as root VMA, and one while mapped.",
+        why=(
+            "Whoever makes a word lead to a root VMA takes a reference of it first, and gives it "
+            "back when the word is gone; the mapping has one until it is unmapped. A surplus is "
+            "not told: that is how it is for a moment in the middle of both."
+        ),
+        consequence=(
+            "The root VMA is freed while words and pages lead to it: walks for those pages go "
+            "through memory that has become another VMA, or something else."
+        ),
+        lock="None: atomic.",
+        source=(
+            "vma_prepare_anon_vma_lazy(), vma_link_anon_vma_lazy_root(), "
+            "vma_unlink_anon_vma_lazy() in mm/rmap.c of ANON_VMA_LAZY (2026-05)."
+        ),
+        eras=_NO_RELEASE,
+        schemes=(
+            "ANON_VMA_LAZY, where the count is known: what the series as posted counts in, is not."
+        ),
+        objects="VMAs",
+        check=_if_certain(_check_root_refs),
+        applies=_counts_roots,
     ),
 )

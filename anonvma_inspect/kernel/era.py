@@ -207,6 +207,8 @@ _VMA = (
     # Whether it is in its mm's tree: since v6.4 a flag, since v6.15 a reference count.
     "?detached",
     "?vm_refcnt=vm_refcnt.refs.counter",
+    # ANON_VMA_LAZY's vma_get(): what the proposal counts in is not known; a lab kernel's name.
+    "?root_refs=anon_root_refs.counter",
 )
 # The red-black tree and the list of VMAs, up to v6.0.
 _VMA_RB = (
