@@ -6,8 +6,10 @@ proposals, and each case breaks one word.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -179,6 +181,13 @@ def test_explanations_say_what_tags_change() -> None:
     assert all(invariant.schemes for invariant in CATALOGUE)
     for code in ("AV105", "AV106", "AV401", "AV402", "AV403", "AV404", "AV601"):
         assert by_code[code].schemes != "In force under each."
+
+
+def test_the_documentation_lists_what_tags_change() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "schemes.md").read_text()
+    listed = re.findall(r"^\| (AV\d{3}) \|", text, re.M)
+    changed = [each.code for each in CATALOGUE if each.schemes != "In force under each."]
+    assert listed == changed
 
 
 # ---- AV603
