@@ -275,13 +275,6 @@ def _poke(core: Path, seed: int) -> Iterator[tuple[str, str, bool]]:
 @click.option("--a-boot", type=click.IntRange(1), default=100, show_default=True)
 @click.option("--again", is_flag=True, help="Begin anew, do not go on.")
 @click.option("--memory", type=int, default=1024, show_default=True, help="MiB of the guest.")
-@click.option(
-    "--nice",
-    type=click.IntRange(0, 19),
-    default=10,
-    show_default=True,
-    help="By how much the storm gives way: emulation makes the audit slower than anything else.",
-)
 @click.option("--stress", is_flag=True, help="Run stress-ng as well.")
 @click.pass_obj
 def live(
@@ -292,7 +285,6 @@ def live(
     a_boot: int,
     again: bool,
     memory: int,
-    nice: int,
     stress: bool,
 ) -> None:
     """Have guests audit themselves by /proc/kcore under a storm, round after round.
@@ -308,7 +300,7 @@ def live(
     words = (*_STORM, *_LIVE_STORM, *parameters)
     one = plan(name, kernel_name, "storm", words, memory=memory, shell=True, stress=stress)
     history = run_live(
-        lab, one, path, rounds, click.echo, a_boot=a_boot, nice=nice, evidence=lab.cache / "live"
+        lab, one, path, rounds, click.echo, a_boot=a_boot, evidence=lab.cache / "live"
     )
     for line in history.summary(name):
         click.echo(line)

@@ -141,12 +141,9 @@ class History:
         ]
 
 
-def start_storm(shell: Shell, words: Iterable[str], nice: int = 0) -> None:
-    """Start a storm and wait until all of it is there.
-
-    :param nice: By how much it gives way to others.
-    """
-    command = f"renice -n {nice} -p $$ >/dev/null; /lab/storm {' '.join(words)} 3>/lab/log & "
+def start_storm(shell: Shell, words: Iterable[str]) -> None:
+    """Start a storm and wait until all of it is there."""
+    command = f"/lab/storm {' '.join(words)} 3>/lab/log & "
     wait = "for i in $(seq 120); do grep -q -e READY -e FAILED /lab/log && break; sleep 1; done"
     _, said = shell.run(f"{command} {wait}; cat /lab/log", patience=180)
     if said[-1:] != ["READY"]:
@@ -174,28 +171,19 @@ def audit_rounds(shell: Shell, count: int) -> Iterable[Round]:
 
 
 def live(
-    lab: Lab,
-    plan: Plan,
-    path: Path,
-    total: int,
-    show: Say,
-    *,
-    a_boot: int,
-    nice: int,
-    evidence: Path,
+    lab: Lab, plan: Plan, path: Path, total: int, show: Say, *, a_boot: int, evidence: Path
 ) -> History:
     """Go on with the rounds on one kernel until there are `total`, or one has an error.
 
     :param path: Where the history is.
     :param a_boot: Rounds a boot; the next one's storm has another seed.
-    :param nice: See :func:`start_storm`.
     :param evidence: A directory for the dump of a guest in which something was found.
     """
     history = History.load(path)
 
     def work(guest: Guest) -> None:
         shell = Shell(guest)
-        start_storm(shell, seeded.arguments(), nice)
+        start_storm(shell, seeded.arguments())
         if plan.stress:
             shell.run(f"renice -n 19 -p $$ >/dev/null; {STRESS} >/dev/console 2>&1 &")
         history.boots += 1
