@@ -22,6 +22,7 @@ COMMANDS = {
     "chain": "A VMA's anon_vma_chain.",
     "tree": "An anon_vma's interval tree.",
     "family": "Anon_vmas of a family, each below its parent; or all families.",
+    "rmap": "Who maps a page.",
     "stats": "Counts, bytes, distributions, costs.",
     "what": "What the addresses of an oops are.",
     "savings": "What each proposal would save.",

@@ -41,6 +41,12 @@ class FolioReader:
         """Page frames that ``struct page`` at some addresses are of."""
         return (pages - self._vmemmap) // self._size
 
+    def head_of_frame(self, frame: int) -> tuple[int, int]:
+        """Address of the ``struct page`` of a page frame, and of its folio's."""
+        page = self.page_of(np.array([frame], dtype=np.uint64))
+        info, _ = self._reader.words(self._era.page, page, "head")
+        return int(page[0]), int(head_of(page, info, self._era.page.size)[0])
+
     def anonymous(self, frames: U64Column) -> tuple[BoolColumn, U64Column, BoolColumn]:
         """Which page frames hold anonymous memory.
 

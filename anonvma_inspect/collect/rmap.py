@@ -1,0 +1,298 @@
+"""Who maps a page: a folio's reverse walk, and what page tables say at each place that it leads to.
+
+As ``rmap_walk_anon()`` in ``mm/rmap.c`` and ``rmap_walk_ksm()`` in ``mm/ksm.c`` walk (v5.10, v6.12,
+v7.3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+
+from anonvma_inspect.collect.collector import collect, collect_from
+from anonvma_inspect.collect.folios import FolioReader
+from anonvma_inspect.collect.page_tables import LookUp, look_up
+from anonvma_inspect.collect.pages import PageSources, page_sources
+from anonvma_inspect.collect.reader import Progress, Reader
+from anonvma_inspect.errors import NotFoundError, TargetError
+from anonvma_inspect.kernel.folio import MappingKind
+from anonvma_inspect.kernel.page_table import EntryKind
+from anonvma_inspect.tables import NO_ROW, Folios, I64Column, RowColumn, Tables, find_rows
+from anonvma_inspect.target.memory import KERNEL_HALF, BoolColumn, U64Column
+from anonvma_inspect.target.target import Target
+
+__all__ = ("Rmap", "RmapWalk", "find_frame", "frame_at", "read_rmap")
+
+# Looked up at once; of more, only the page that was asked for is.
+_MOST_PAGES = 1 << 22
+_NO_ROWS: I64Column = np.empty(0, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class RmapWalk:
+    """The VMAs that the reverse map of a folio leads to, in the order of the walk.
+
+    :ivar vma: Row in :class:`~anonvma_inspect.tables.Vmas`.
+    :ivar address: Where it would map the first page of the folio that it covers.
+    :ivar covered: How many pages of the folio it covers.
+    :ivar mapped: How many of these its page tables map.
+    :ivar whole: One entry maps them all.
+    :ivar waiting: How many wait, e.g. while the folio is migrated.
+    :ivar known: The page tables are in the target.
+    :ivar visited: How many VMAs the walk visits; KSM's passes over more than it leads to.
+    """
+
+    vma: RowColumn
+    address: U64Column
+    covered: I64Column
+    mapped: I64Column
+    whole: BoolColumn
+    waiting: I64Column
+    known: BoolColumn
+    visited: int
+
+
+@dataclass(frozen=True)
+class Rmap:
+    """A page, its folio, and who maps it.
+
+    :ivar tables: At least the folio's family.
+    :ivar frame: Number of the page frame.
+    :ivar page: Address of its ``struct page``.
+    :ivar folio: The one row of the folio.
+    :ivar struct: C name of what describes it.
+    :ivar flags: Names of the flags that it has.
+    :ivar items: Rows in :class:`~anonvma_inspect.tables.RmapItems`, of a folio of KSM's.
+    """
+
+    tables: Tables
+    frame: int
+    page: int
+    folio: Folios
+    struct: str
+    flags: tuple[str, ...]
+    items: RowColumn
+    walk: RmapWalk
+
+    @property
+    def kind(self) -> MappingKind:
+        """What ``mapping`` leads to."""
+        return MappingKind(int(self.folio.kind[0]))
+
+
+def _sources(target: Target) -> PageSources:
+    sources = page_sources(target)
+    if isinstance(sources, str):
+        raise TargetError(f"page tables and folios cannot be read: {sources}")
+    return sources
+
+
+def find_frame(target: Target, number: int) -> int:
+    """The page frame that a number names.
+
+    :param number: Of a page frame; or the address of a ``struct page``, or of memory in the direct
+        map.
+    :raises TargetError: if folios cannot be read in this target.
+    :raises NotFoundError: if it names none of RAM.
+    """
+    sources = _sources(target)
+    space = target.space
+    shift = target.page_size.bit_length() - 1
+    frame = number
+    if number >= KERNEL_HALF:
+        step, rest = divmod((number - sources.vmemmap) % 2**64, sources.era.page.size)
+        in_direct_map = bool(space.in_ram(np.array([number], dtype=np.uint64))[0])
+        if in_direct_map:
+            frame = ((number - space.direct_map) % 2**64) >> shift
+        elif rest == 0:
+            frame = step
+        else:
+            raise NotFoundError(f"{number:#x} is neither a struct page nor in the direct map")
+    at = (space.direct_map + (frame << shift)) % 2**64
+    if frame >> (52 - shift) or not bool(space.in_ram(np.array([at], dtype=np.uint64))[0]):
+        raise NotFoundError(f"{number:#x} is of no page frame of RAM")
+    return frame
+
+
+def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
+    """The page frame that a VMA maps at an address.
+
+    :param vma: Row in :class:`~anonvma_inspect.tables.Vmas`.
+    :raises TargetError: if page tables cannot be read in this target.
+    :raises NotFoundError: if there is none; it says what there is.
+    """
+    sources = _sources(target)
+    reader = Reader(target)
+    found = _look_up(reader, sources, tables, np.array([vma]), np.array([address], dtype=np.uint64))
+    kind = EntryKind(int(found.kind[0]))
+    if kind in (EntryKind.PAGE, EntryKind.FRAME):
+        return int(found.frame[0])
+    what = _NOTHING[kind]
+    if kind is EntryKind.SWAP:
+        area, slot = sources.form.swap_slots(found.entry)
+        what = f"it is in slot {int(slot[0])} of swap area {int(area[0])}"
+    if not found.known[0]:
+        what = "its page tables are not in this target"
+    raise NotFoundError(f"no page is mapped at {address:#x}: {what}")
+
+
+_NOTHING = {
+    EntryKind.NONE: "nothing was faulted in there",
+    EntryKind.TABLE: "nothing was faulted in there",
+    EntryKind.SPECIAL: "a page that is not counted is: the zero page, or a device's memory",
+    EntryKind.MARKER: "a marker stands there, e.g. a guard's",
+    EntryKind.OTHER: "what stands there is not understood",
+}
+
+
+def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> Rmap:
+    """Read a page frame's folio, and walk its reverse map.
+
+    :param frame: Of RAM: see :func:`find_frame`.
+    :raises TargetError: if folios cannot be read in this target.
+    :raises NotFoundError: if that page frame's are not in the target.
+    """
+    sources = _sources(target)
+    reader = Reader(target, progress)
+    folios = FolioReader(reader, sources.era, sources.vmemmap)
+    page, head = folios.head_of_frame(frame)
+    folio = folios.read(np.array([head], dtype=np.uint64))
+    if len(reader.holes().address):
+        raise NotFoundError(f"the struct page of page frame {frame:#x} is not in this target")
+    kind, pointer = MappingKind(int(folio.kind[0])), int(folio.pointer[0])
+    wild = bool(target.space.wild(folio.pointer)[0])
+    if kind is MappingKind.ANON and not wild:
+        tables = collect_from(target, anon_vmas=[pointer], progress=progress)
+    else:
+        tables = collect(target, progress=progress)
+    row = find_rows(tables.anon_vmas.address, folio.pointer)
+    if kind is not MappingKind.ANON:
+        row[:] = NO_ROW
+    folio = dataclasses.replace(folio, anon_vma=row)
+    items = _NO_ROWS
+    if kind is MappingKind.ANON:
+        walk = _walk_anon(reader, sources, tables, folio, frame)
+    elif kind is MappingKind.KSM:
+        rmap_items = tables.rmap_items
+        node = tables.stable_nodes.address[rmap_items.node]
+        items = np.flatnonzero(node == folio.pointer[0])
+        walk = _walk_ksm(reader, sources, tables, items, frame)
+    else:
+        walk = _found(reader, sources, tables, _NO_ROWS, folio.pointer[:0], _NO_ROWS, frame)
+    flags = int(folio.flags[0])
+    return Rmap(
+        dataclasses.replace(tables, holes=reader.holes(tables.holes)),
+        frame,
+        page,
+        folio,
+        sources.era.struct,
+        tuple(name for name, bit in sources.era.flags.items() if flags & bit),
+        items,
+        walk,
+    )
+
+
+# The VMAs in the tree whose keys overlap the folio's pages.
+def _walk_anon(
+    reader: Reader, sources: PageSources, tables: Tables, folio: Folios, frame: int
+) -> RmapWalk:
+    vmas, nodes = tables.vmas, tables.nodes
+    first, last = np.searchsorted(nodes.anon_vma, [folio.anon_vma[0], folio.anon_vma[0] + 1])
+    vma = tables.avcs.vma_row[nodes.avc[first:last]]
+    if folio.anon_vma[0] == NO_ROW:
+        vma = _NO_ROWS
+    vma = vma[vma != NO_ROW]
+    low = folio.index[0]
+    high = low + np.uint64(max(int(folio.pages[0]), 1) - 1)
+    vma = vma[(vmas.key_first[vma] <= high) & (vmas.key_last[vma] >= low)]
+    start = np.maximum(vmas.key_first[vma], low)
+    end = np.minimum(vmas.key_last[vma], high)
+    shift = np.uint64(sources.form.page_shift)
+    address = vmas.vm_start[vma] + ((start - vmas.key_first[vma]) << shift)
+    covered = (end - start).astype(np.int64) + 1
+    page = folio.pfn[0] + (start - low)
+    return _found(reader, sources, tables, vma, address, covered, frame, page)
+
+
+# For each rmap_item, the VMAs in the tree of its anon_vma that have its address: of its own mm, and
+# of those that its mm was forked into.
+def _walk_ksm(
+    reader: Reader, sources: PageSources, tables: Tables, items: RowColumn, frame: int
+) -> RmapWalk:
+    rmap_items, nodes, vmas = tables.rmap_items, tables.nodes, tables.vmas
+    shift = np.uint64(sources.form.page_shift)
+    found, places, visited = [_NO_ROWS], [rmap_items.page[:0]], 0
+    for item in items.tolist():
+        anon_vma = int(rmap_items.anon_vma_row[item])
+        if anon_vma == NO_ROW:
+            continue
+        first, last = np.searchsorted(nodes.anon_vma, [anon_vma, anon_vma + 1])
+        vma = tables.avcs.vma_row[nodes.avc[first:last]]
+        visited += len(vma)
+        vma = vma[vma != NO_ROW]
+        address = (rmap_items.page[item] >> shift) << shift
+        vma = vma[(vmas.vm_start[vma] <= address) & (vmas.vm_end[vma] > address)]
+        found.append(vma)
+        places.append(np.full(len(vma), address))
+    vma, address = np.concatenate(found), np.concatenate(places)
+    # Siblings lead to the same VMAs once more.
+    _, first_of = np.unique(np.stack([vma.astype(np.uint64), address]), axis=1, return_index=True)
+    chosen = np.sort(first_of)
+    vma, address = vma[chosen], address[chosen]
+    walk = _found(reader, sources, tables, vma, address, np.ones(len(vma), dtype=np.int64), frame)
+    return dataclasses.replace(walk, visited=visited)
+
+
+def _found(
+    reader: Reader,
+    sources: PageSources,
+    tables: Tables,
+    vma: RowColumn,
+    address: U64Column,
+    covered: I64Column,
+    frame: int,
+    page: U64Column | None = None,
+) -> RmapWalk:
+    looked, at, first = covered, address, page
+    if first is None:
+        first = np.full(len(vma), frame, dtype=np.uint64)
+    size = np.uint64(1 << sources.form.page_shift)
+    if int(covered.sum()) > _MOST_PAGES:
+        inside = (np.uint64(frame) - first).astype(np.int64)
+        within = (inside >= 0) & (inside < covered)
+        looked = within.astype(np.int64)
+        at = address + np.where(within, inside, 0).astype(np.uint64) * size
+        first = np.full(len(vma), frame, dtype=np.uint64)
+    which = np.repeat(np.arange(len(vma)), looked)
+    step = np.arange(len(which)) - np.repeat(np.cumsum(looked) - looked, looked)
+    step = step.astype(np.uint64)
+    entries = _look_up(reader, sources, tables, vma[which], at[which] + step * size)
+    same = entries.frame == first[which] + step
+    count = len(vma)
+
+    def number(chosen: BoolColumn) -> I64Column:
+        return np.bincount(which[chosen], minlength=count).astype(np.int64)
+
+    mapped = same & (entries.kind == EntryKind.PAGE)
+    return RmapWalk(
+        vma=vma,
+        address=address,
+        covered=covered,
+        mapped=number(mapped),
+        whole=number(mapped & (entries.pages > 1)) > 0,
+        waiting=number(same & (entries.kind == EntryKind.FRAME)),
+        known=number(~entries.known) == 0,
+        visited=len(vma),
+    )
+
+
+def _look_up(
+    reader: Reader, sources: PageSources, tables: Tables, vma: RowColumn, address: U64Column
+) -> LookUp:
+    mms = tables.mms
+    pgd, _ = reader.words(tables.era.mm, mms.address, "pgd")
+    mm = tables.vmas.mm[vma]
+    top = np.append(pgd, np.uint64(0))[mm]
+    return look_up(reader, sources.form, top, address)
