@@ -24,7 +24,11 @@ TEXT = (Path(__file__).parent.parent / "docs" / "json.md").read_text()
 EXAMPLE = re.compile(r"^`anonvma-inspect ([^`]+)`[^`]*:\n\n```json\n(.*?)\n```$", re.M | re.S)
 EXAMPLES = EXAMPLE.findall(TEXT)
 CORE = FIXTURES / "forktree-6.12.core.xz"
-NAMED = {"CORE": str(CORE), "LOCKED": str(FIXTURES / "locks" / "locks-6.12.core.xz")}
+NAMED = {
+    "CORE": str(CORE),
+    "DEEP": str(FIXTURES / "deep-pages-6.12.core.xz"),
+    "LOCKED": str(FIXTURES / "locks" / "locks-6.12.core.xz"),
+}
 
 
 # A kernel with one pointer wrong in one bit.

@@ -21,6 +21,7 @@ from anonvma_inspect.helpers.anon_vma import (
     vma_start_anon_pgoff,
 )
 from anonvma_inspect.helpers.core import open_core
+from anonvma_inspect.helpers.rmap import PageMapping, for_each_page_mapping
 from anonvma_inspect.helpers.validate import (
     AnonVmaValidationError,
     validate_anon_vma,
@@ -29,10 +30,12 @@ from anonvma_inspect.helpers.validate import (
 
 __all__ = (
     "AnonVmaValidationError",
+    "PageMapping",
     "VmaAnonVma",
     "decode_vma_anon_vma",
     "for_each_anon_vma_avc",
     "for_each_anon_vma_child",
+    "for_each_page_mapping",
     "for_each_vma_avc",
     "open_core",
     "validate_anon_vma",
