@@ -26,6 +26,7 @@ COMMANDS = {
     "stats": "Counts, bytes, distributions, costs.",
     "what": "What the addresses of an oops are.",
     "savings": "What each proposal would save.",
+    "diff": "What has changed from one reading to another.",
     "locks": "Who holds and who awaits the locks.",
     "snapshot": "Save what was read.",
     "explain": "An invariant, its reason, its source.",

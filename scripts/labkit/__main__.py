@@ -348,6 +348,25 @@ def poke(lab: Lab, kernel_name: str, parameters: tuple[str, ...], memory: int) -
 
 
 @cli.command()
+@click.argument("kernel_name", metavar="KERNEL")
+@click.option("-o", "--output", type=_NEW_FILE, required=True, help="The snapshot to write.")
+@click.option("--memory", type=int, default=1024, show_default=True, help="MiB of the guest.")
+@click.pass_obj
+def oops(lab: Lab, kernel_name: str, output: Path, memory: int) -> None:
+    """Provoke an oops: change a pointer in a running guest, and have the kernel follow it.
+
+    Writes a snapshot of what that leaves, and beside it, as .json, what was changed and what the
+    kernel said.
+    """
+    from .oops import oops as run_oops
+
+    kernel(kernel_name)
+    one = plan(f"oops-{kernel_name}", kernel_name, "many", memory=memory, shell=True)
+    run_oops(lab, one, output, shlex.join(["scripts/lab", *sys.argv[1:]]))
+    _say(f"Wrote {output}")
+
+
+@cli.command()
 @click.argument("kernel_names", metavar="KERNEL...", nargs=-1, required=True)
 @click.option("--scripts", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the first script.")

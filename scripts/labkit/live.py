@@ -27,6 +27,7 @@ __all__ = (
     "live",
     "operations",
     "read_round",
+    "start_program",
     "start_storm",
 )
 
@@ -143,11 +144,16 @@ class History:
 
 def start_storm(shell: Shell, words: Iterable[str]) -> None:
     """Start a storm and wait until all of it is there."""
-    command = f"/lab/storm {' '.join(words)} 3>/lab/log & "
+    start_program(shell, "storm", words)
+
+
+def start_program(shell: Shell, name: str, words: Iterable[str]) -> None:
+    """Start a workload and wait until it says that it is ready."""
+    command = f"/lab/{name} {' '.join(words)} 3>/lab/log & "
     wait = "for i in $(seq 120); do grep -q -e READY -e FAILED /lab/log && break; sleep 1; done"
     _, said = shell.run(f"{command} {wait}; cat /lab/log", patience=180)
     if said[-1:] != ["READY"]:
-        raise GuestError(f"The storm did not begin: {' '.join(said) or 'it says nothing'}")
+        raise GuestError(f"{name} did not begin: {' '.join(said) or 'it says nothing'}")
 
 
 def operations(shell: Shell) -> tuple[float, int]:
