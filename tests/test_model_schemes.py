@@ -11,12 +11,13 @@ from .model import lazy
 from .model.eras import SCHEMES
 from .model.image import Image
 from .model.lazy_rules import LazyRules
-from .model.objects import AnonVma, Lazy, Parent, RootVma, Vma
+from .model.objects import AnonVma, Lazy, Mm, Parent, RootVma, Vma
 from .model.script import Operation, Player
 from .model.soundness import (
     SETTINGS,
     Proposal,
     assert_counts,
+    assert_explained,
     assert_nothing_leaks,
     assert_sound,
 )
@@ -124,6 +125,19 @@ def test_a_root_vma_outlives_its_mapping() -> None:
     assert_whole(player)
     do(player, (0, "unmap", 0, 8))
     assert not list(player.machine.live(Vma))
+
+
+def test_a_root_vma_can_come_by_another_one() -> None:
+    """What MREMAP_DONTUNMAP left of it takes in a neighbour: AV607 warns of it."""
+    player = do(started(), (0, "protect", 4, 4, 0, READ))
+    root = vma(player, number=1)
+    assert words(player) == [RootVma(root)] * 2
+    do(player, (0, "leave", 4, 4, 16))
+    do(player, (0, "map", 8, 2), (0, "write", 8), (0, "protect", 8, 2, 0, READ))
+    assert words(player)[0] == RootVma(root)
+    assert root.word not in (None, RootVma(root))
+    assert root in root.mm.vmas
+    assert_whole(player)
 
 
 def test_fork_upgrades_the_parent() -> None:
@@ -240,6 +254,58 @@ def test_switched_off_while_there_are_lazy_vmas() -> None:
     for process in player.machine.processes:
         assert {type(word) for word in words(player, process)} == {AnonVma}
     assert_whole(player)
+
+
+# ---- ANON_VMA_LAZY, half done
+
+_WRITTEN = ((0, "map", 0, 8), (0, "write", 0))
+_FORKED = (*_WRITTEN, (0, "fork", 0, 0, 1))
+_HALVES = (*_WRITTEN, (0, "protect", 0, 4, 0, READ))
+_IN_FLIGHT = {
+    "fork": (_WRITTEN, (0, "fork", 0, 0, 1)),
+    "fork of a mapping of two protections": (_HALVES, (0, "fork", 0, 0, 1)),
+    "fork of an unmapped root VMA": ((*_WRITTEN, (0, "unmap", 0, 2)), (0, "fork", 0, 0, 1)),
+    "fork of a child": (_FORKED, (1, "fork", 0, 0, 2)),
+    "fork of a child of two": ((*_HALVES, (0, "fork", 0, 0, 1)), (1, "fork", 0, 0, 2)),
+    "split of a child": (_FORKED, (1, "protect", 2, 2, 0, READ)),
+    "move of a child": (_FORKED, (1, "move", 0, 8, 12, 8)),
+    "unmapping of a child": (_FORKED, (1, "unmap", 0, 8)),
+}
+
+
+@pytest.mark.parametrize("name", _IN_FLIGHT)
+def test_half_done(name: str) -> None:
+    """Each state that others can see is explained, by the locks that are held, and only so."""
+    before, operation = _IN_FLIGHT[name]
+    player = do(Player(SCHEMES["lazy"]), *before)
+    image = Image(player.machine)
+    explained: dict[str, set[str]] = {}
+
+    def watch(state: str) -> None:
+        codes = assert_explained(player, image)
+        explained.setdefault(state, set()).update(codes)
+        if codes:
+            writers = [(mm, mm.writer) for mm in player.machine.live(Mm)]
+            for mm, _ in writers:
+                mm.writer = None
+            with pytest.raises(AssertionError):
+                assert_explained(player, image)
+            for mm, writer in writers:
+                mm.writer = writer
+
+    player.machine.watch = watch
+    do(player, operation)
+    if operation[1] == "unmap":
+        assert explained == {"unlink dropped": {"AV105", "AV202"}}
+        return
+    assert explained.pop("upgrade allocated") == set()
+    assert explained.pop("link root", set()) == set()
+    # The pointer is there, and the AVC is not; then it is listed, and in no tree.
+    assert "AV105" in explained.pop("upgrade published")
+    assert "AV105" in explained.pop("upgrade put")
+    assert explained.pop("upgrade listed") == {"AV201", "AV402"}
+    assert explained.pop("unlink dropped", set()) == set()
+    assert not explained
 
 
 # ---- ANON_VMA_UNFAULTED

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from .guards import take_guards
-from .links import put_vma
+from .links import put_vma, write_locked
 from .objects import Flag, Mm, OutOfMemory, Stretch, Vma, Word, continues
 from .rmap import anon_vma_clone, unlink_anon_vmas
 from .sharing import may_merge
@@ -49,6 +49,10 @@ def out_of_trees(*vmas: Vma) -> Iterator[None]:
     for vma in vmas:
         for avc in vma.chain:
             avc.anon_vma.tree.remove(avc.rb)
+    linked = [vma for vma in vmas if vma.chain]
+    if linked:
+        with write_locked(linked[0].chain[0].anon_vma, linked[0].mm):
+            linked[0].mm.machine.passes("out of trees")
     yield
     for vma in vmas:
         for avc in vma.chain:

@@ -68,6 +68,7 @@ def _put_mm(mm: Mm) -> None:
 
 
 def exit_process(process: Process) -> None:
-    """``exit_mm()``."""
-    _put_mm(process.mm)
+    """``exit_mm()``: who has left an address space is the last to know what becomes of it."""
     del process.mm.machine.processes[process.index]
+    process.mm.writer = None
+    _put_mm(process.mm)

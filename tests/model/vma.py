@@ -84,6 +84,7 @@ def release(vmas: list[Vma]) -> None:
     """``free_pgtables()`` and ``remove_vma()``: VMAs that no mm has any more."""
     for vma in vmas:
         unlink_anon_vmas(vma)
+    for vma in vmas:
         put_vma(vma)
 
 
