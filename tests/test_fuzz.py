@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from fuzzkit.cells import Outcome, judge
 from fuzzkit.harmless import harmless, needs_pages
 from fuzzkit.kernels import Kernel, kernels
-from fuzzkit.subjects import BARE, ROLES, Subject
+from fuzzkit.subjects import BARE, ROLES, TAGGED, UNMAPPED, Subject
 from fuzzkit.verbs import VERBS, Change
+
+from .model.eras import SCHEMES, Rules
 
 ALL = kernels()
 every = pytest.mark.parametrize("kernel", ALL.values(), ids=lambda kernel: kernel.name)
@@ -48,7 +50,13 @@ def test_no_change_is_missed(kernel: Kernel) -> None:
 
 
 def test_all_roles_are_there() -> None:
-    assert {role for kernel in ALL.values() for _, role in kernel.rows()} == {*ROLES, BARE}
+    roles = {role for kernel in ALL.values() for _, role in kernel.rows()}
+    assert roles == {*ROLES, BARE, *itertools.chain(*TAGGED.values()), UNMAPPED}
+
+
+@pytest.mark.parametrize("rules", SCHEMES.values(), ids=SCHEMES)
+def test_models_have_all_roles(rules: Rules) -> None:
+    assert not ALL[rules.name].missing()
 
 
 def made(kernel: str, kind: str, name: str, role: str, verb: str) -> Change:
@@ -80,6 +88,22 @@ def made(kernel: str, kind: str, name: str, role: str, verb: str) -> Change:
         (False, "6.12-rt", "anon_vma", "rwsem_readers", "leaf", "zero"),
         (False, "5.10", "vma", "vm_rb_parent_color", "leaf", "low"),
         (False, "5.10", "vma", "vm_start", "leaf", "zero"),
+        (True, "7.3", "vma", "vma_flags", "leaf", "high"),
+        (False, "7.3", "vma", "vma_flags", "leaf", "zero"),
+        (True, "7.3-unfaulted", "vma", "anon_vma", "unfaulted", "zero"),
+        (False, "7.3-unfaulted", "vma", "anon_vma", "unfaulted", "plus"),
+        (True, "7.3-unfaulted", "vma", "anon_vma", BARE, "low"),
+        (False, "7.3-unfaulted", "vma", "anon_vma", "leaf", "low"),
+        (True, "7.3-unfaulted", "vma", "vm_flags", "unfaulted", "zero"),
+        (True, "7.0-lazy", "vma", "anon_vma", "lazy_vma", "zero"),
+        (False, "7.0-lazy", "vma", "anon_vma", "lazy_vma", "low"),
+        (False, "7.0-lazy", "vma", "anon_vma", "lazy_vma", "freed"),
+        (False, "7.0-lazy", "vma", "anon_vma", "lazy_parent", "zero"),
+        (False, "7.0-lazy", "vma", "anon_vma", "lazy_parent", "freed"),
+        (True, "7.0-lazy", "vma", "vm_end", UNMAPPED, "middle"),
+        (False, "7.0-lazy", "vma", "vm_end", UNMAPPED, "zero"),
+        (False, "7.0-lazy", "vma", "vm_mm", UNMAPPED, "sibling"),
+        (True, "7.0-lazy", "vma", "vm_refcnt", UNMAPPED, "high"),
     ],
 )
 def test_harmless(

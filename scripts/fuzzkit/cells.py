@@ -13,6 +13,7 @@ from anonvma_inspect.in_flight import audit
 from anonvma_inspect.invariants.base import Finding, Severity
 
 from .harmless import harmless, needs_pages
+from .subjects import UNMAPPED
 from .verbs import Change
 from .words import changed, read
 
@@ -86,6 +87,9 @@ _REST = {"vma": "AV0", "avc": "AV2", "anon_vma": "AV2 AV3", "mm": "AV0"}
 
 def _is_right(finding: Finding, change: Change, related: set[int]) -> bool:
     families = _FAMILIES.get(str(change.subject), _REST[change.subject.kind])
+    if change.role == UNMAPPED:
+        # Whoever leads to it finds no VMA there, or one of another mm.
+        families += " AV6"
     return finding.code[:3] in families.split() and (
         finding.word == change.place or finding.object_address in related
     )
@@ -164,6 +168,8 @@ def _related(change: Change) -> set[int]:
     elif change.subject.kind == "vma":
         vma = int(np.searchsorted(vmas.address, at))
         related.add(int(vmas.vm_mm[vma]))
+        # Those that have it as their root VMA.
+        related |= set(vmas.address[vmas.anon_vma_pointer == at].tolist())
         related |= set(avcs.address[avcs.vma == at].tolist())
         for name in ("vm_rb_left", "vm_rb_right", "vm_rb_parent_color"):
             if name in era.vma:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 import numpy as np
 
 from anonvma_inspect.kernel.locks import LockState, lock_states
+from anonvma_inspect.kernel.tags import AnonVmaKind, decode_anon_vma
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows
 
+from .subjects import UNMAPPED
 from .verbs import Change
 
 __all__ = ("HARMLESS", "harmless", "needs_pages")
@@ -47,10 +49,43 @@ def _no_key(change: Change) -> bool:
 
 
 def _flags(change: Change) -> bool:
-    if change.subject.name != "vm_flags":
+    # vma_flags is the same word under another type.
+    if change.subject.name not in ("vm_flags", "vma_flags"):
         return False
-    bare = change.population.tables.vmas.anon_vma[_vma_row(change)] == 0
+    vmas, row = change.population.tables.vmas, _vma_row(change)
+    bare = vmas.anon_vma_pointer[row] == 0 or vmas.slot[row] == NO_ROW
     return bool(bare) or not (change.old ^ change.new) & _COW
+
+
+# What a VMA without a chain can have, and nothing of what others have is bound to.
+def _no_anon_vma(change: Change) -> bool:
+    if str(change.subject) != "vma.anon_vma":
+        return False
+    tables = change.population.tables
+    vmas, tags, row = tables.vmas, tables.era.tags, _vma_row(change)
+    if vmas.chain_length[row] or vmas.slot[row] == NO_ROW:
+        return False
+    pointer, tag = decode_anon_vma(np.array([change.new], dtype=np.uint64))
+    kind = tags.kinds(pointer, tag)[0]
+    if kind != AnonVmaKind.LAZY_VMA:
+        return bool(kind in (AnonVmaKind.NONE, AnonVmaKind.UNFAULTED))
+    root = int(find_rows(vmas.address, pointer)[0])
+    owns = (vmas.anon_vma_pointer == vmas.address[row]) & (vmas.anon_vma_tag != 0)
+    owns[row] = False
+    return root != NO_ROW and vmas.mm[root] == vmas.mm[row] and not owns.any()
+
+
+# Where it was, while others have it as their root VMA.
+def _was_there(change: Change) -> bool:
+    if change.role != UNMAPPED or change.subject.name not in ("vm_start", "vm_end"):
+        return False
+    start, end = (
+        int(getattr(change.population.tables.vmas, name)[_vma_row(change)])
+        if change.subject.name != name
+        else change.new
+        for name in ("vm_start", "vm_end")
+    )
+    return start < end and not (start | end) % change.population.tables.era.page_size
 
 
 def _file(change: Change) -> bool:
@@ -58,7 +93,9 @@ def _file(change: Change) -> bool:
 
 
 def _readers(change: Change) -> bool:
-    return change.subject.name == "vm_refcnt" and 0 < change.new <= _MAX_VM_REFCNT
+    if change.subject.name != "vm_refcnt":
+        return False
+    return change.role == UNMAPPED or 0 < change.new <= _MAX_VM_REFCNT
 
 
 # A state that a lock can be in, that is: for an anon_vma that is no root, one without a writer.
@@ -82,9 +119,13 @@ HARMLESS: dict[str, Callable[[Change], bool]] = {
     "twice, and no walk of the reverse map reads it": _no_key,
     "of a VMA's flags only VM_SHARED and VM_MAYWRITE are bound to what it has, and only if it has "
     "an anon_vma": _flags,
+    "a VMA without a chain may have nothing, the flag of its guards, or a root VMA of its mm": (
+        _no_anon_vma
+    ),
+    "nothing says where a root VMA was before it was unmapped": _was_there,
     "the reverse map of anonymous pages does not read vm_file": _file,
     "a count of those who hold the VMA's lock, who are on no list; that it is not 0 is all that "
-    "tells": _readers,
+    "tells, of a VMA in its mm's tree": _readers,
     "a state that the lock can be in: any task may hold a root's, and a walker that came late may "
     "hold another's for read": _lock,
 }

@@ -1,4 +1,4 @@
-"""The captured kernels, and all cells of the matrix of each."""
+"""The kernels whose words are changed, and all cells of the matrix of each."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from functools import cached_property
 
 from tests.captures import CAPTURES, Capture
 
+from .models import Made, made_kernels
 from .subjects import Population, Subject, roles_of, subjects_of
 from .verbs import VERBS, Change, change
 
@@ -18,10 +19,10 @@ __all__ = ("Kernel", "kernels")
 
 @dataclass(frozen=True)
 class Kernel:
-    """All captures of one kernel, the smallest first."""
+    """All captures of one kernel, the smallest first; or states of a model of it."""
 
     name: str
-    captures: tuple[Capture, ...]
+    captures: tuple[Capture | Made, ...]
 
     @cached_property
     def populations(self) -> list[Population]:
@@ -31,17 +32,20 @@ class Kernel:
     def subjects(self) -> list[Subject]:
         return list(subjects_of(self.populations[0].tables.era))
 
+    def _roles_of(self, subject: Subject) -> tuple[str, ...]:
+        return roles_of(subject, self.populations[0].tables.era)
+
     def rows(self) -> Iterator[tuple[Subject, str]]:
         """Fields, each with every role that an object of this kernel has."""
         for subject in self.subjects:
-            for role in roles_of(subject):
+            for role in self._roles_of(subject):
                 if any(len(one.members(subject, role)) for one in self.populations):
                     yield subject, role
 
     def missing(self) -> list[str]:
         """Roles that no object of any capture has."""
         rows = set(self.rows())
-        roles = {role for subject in self.subjects for role in roles_of(subject)}
+        roles = {role for subject in self.subjects for role in self._roles_of(subject)}
         have = {role for _, role in rows}
         return sorted(roles - have)
 
@@ -58,7 +62,7 @@ class Kernel:
 
 
 def kernels() -> dict[str, Kernel]:
-    """All captured kernels by name: ``6.12``, ``6.12-rt``, ``6.12-arm64``, ..."""
+    """All kernels by name: those captured, ``6.12``, ``6.12-rt``, ``6.12-arm64``, and models."""
     found: dict[str, list[Capture]] = {}
     for capture in sorted(CAPTURES, key=lambda capture: capture.core.stat().st_size):
         release = capture.manifest["kernel"]["release"]
@@ -66,4 +70,5 @@ def kernels() -> dict[str, Kernel]:
         assert match is not None, release
         flavours = (word for word in ("rt", "arm64") if f"-{word}" in release)
         found.setdefault("-".join([match[0], *flavours]), []).append(capture)
-    return {name: Kernel(name, tuple(captures)) for name, captures in sorted(found.items())}
+    captured = {name: Kernel(name, tuple(captures)) for name, captures in sorted(found.items())}
+    return captured | {name: Kernel(name, made) for name, made in made_kernels().items()}

@@ -10,11 +10,21 @@ from functools import cached_property
 import numpy as np
 
 from anonvma_inspect.kernel.era import Era, Record
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW, RowColumn, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("BARE", "ROLES", "Population", "Subject", "roles_of", "subjects_of")
+__all__ = (
+    "BARE",
+    "ROLES",
+    "TAGGED",
+    "UNMAPPED",
+    "Population",
+    "Subject",
+    "roles_of",
+    "subjects_of",
+)
 
 #: Of an anon_vma: the root of others, one that has a parent and children, one without children, one
 #: that fork gave to a second VMA, a root without others. Of a VMA, its list and its AVCs: that of
@@ -22,6 +32,13 @@ __all__ = ("BARE", "ROLES", "Population", "Subject", "roles_of", "subjects_of")
 ROLES = ("root", "inner", "leaf", "reused", "single")
 #: Of a VMA that has no anon_vma; of a node, none.
 BARE = "bare"
+#: Of a VMA with a tag in ``anon_vma``, what that is, by the name of the scheme.
+TAGGED = {
+    "unfaulted": (AnonVmaKind.UNFAULTED.word,),
+    "lazy": (AnonVmaKind.LAZY_VMA.word, AnonVmaKind.LAZY_PARENT.word),
+}
+#: Of a VMA that others have as their root VMA, and that is in no mm's tree.
+UNMAPPED = "unmapped"
 
 # Members that are structs; their own members are fields themselves.
 _CONTAINERS = frozenset(("anon_vma_chain", "same_vma", "rb", "vm_rb"))
@@ -188,9 +205,15 @@ class Population:
 
     @cached_property
     def _vma_roles(self) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
-        vmas = self.tables.vmas
+        vmas, tags = self.tables.vmas, self.tables.era.tags
         bare = (vmas.anon_vma == 0) & (vmas.slot != NO_ROW)
-        return np.where(bare, BARE, self._of_anon_vma(vmas.active))
+        roles = np.where(bare, BARE, self._of_anon_vma(vmas.active)).astype("<U16")
+        kinds = tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+        for kind in (AnonVmaKind.UNFAULTED, AnonVmaKind.LAZY_VMA, AnonVmaKind.LAZY_PARENT):
+            roles[kinds == kind] = kind.word
+        roots = vmas.anon_vma_pointer[kinds == AnonVmaKind.LAZY_VMA]
+        roles[(vmas.slot == NO_ROW) & np.isin(vmas.address, roots)] = UNMAPPED
+        return roles
 
     @cached_property
     def _node_roles(self) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
@@ -208,6 +231,9 @@ class Population:
         return roles
 
 
-def roles_of(subject: Subject) -> tuple[str, ...]:
+def roles_of(subject: Subject, era: Era) -> tuple[str, ...]:
     """The roles that the objects with this field can have."""
-    return (*ROLES, BARE) if subject.kind in ("vma", "mm") else ROLES
+    if subject.kind not in ("vma", "mm"):
+        return ROLES
+    unmapped = (UNMAPPED,) if subject.kind == "vma" and era.tag_scheme == "lazy" else ()
+    return (*ROLES, BARE, *TAGGED.get(era.tag_scheme, ()), *unmapped)
