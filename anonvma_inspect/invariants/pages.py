@@ -21,7 +21,7 @@ from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.invariants.page_facts import PageFacts, group_rows
 from anonvma_inspect.kernel.folio import MappingKind
-from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, find_rows
+from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, find_rows, marked
 
 __all__ = ("INVARIANTS",)
 
@@ -107,7 +107,8 @@ def _check_anon_vma(facts: Facts, deep: PageFacts) -> Verdict:
                 _pages_text(actual, count),
             )
         )
-    return Verdict(len(np.unique(pages.mappings.folio[rows])), groups)
+    judged = marked(len(folios.address), pages.mappings.folio[rows])
+    return Verdict(int(np.count_nonzero(judged)), groups)
 
 
 @_of_pages
