@@ -29,9 +29,10 @@ from anonvma_inspect.collect import (
     save_snapshot,
 )
 from anonvma_inspect.collect.pages import page_sources
+from anonvma_inspect.confirm import audit_running
 from anonvma_inspect.errors import NotFoundError, TargetError
 from anonvma_inspect.helpers import for_each_page_mapping
-from anonvma_inspect.in_flight import audit
+from anonvma_inspect.in_flight import Audit, audit
 from anonvma_inspect.invariants import pages as rules
 from anonvma_inspect.invariants.base import Finding, State
 from anonvma_inspect.kernel.folio import MappingKind
@@ -42,6 +43,7 @@ from anonvma_inspect.target.memory import OverlayMemory
 from .captures import CAPTURES, Capture
 from .clirun import Cli
 from .programs import program
+from .running import running
 
 DEEP = [capture for capture in CAPTURES if "deep-" in capture.name]
 EACH = pytest.mark.parametrize("capture", DEEP, ids=[capture.name for capture in DEEP])
@@ -380,6 +382,39 @@ def test_a_wrong_page_offset_is_one_finding() -> None:
     assert len(of_index) == 1
     assert "more pages of the VMA" in of_index[0].actual
     assert of_index[0].word is None
+
+
+# ---- kernels that run
+
+
+def audit_views(monkeypatch: pytest.MonkeyPatch, *views: Change) -> Audit:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return audit_running(running(CAPTURE.target, views), deep=1)
+
+
+@pytest.mark.parametrize("name", ["mapping_of_another_family", "wrong_index", "count_too_low"])
+def test_what_stays_is_confirmed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, change = CASES[name]
+    audited = audit_views(monkeypatch, change(deep_tables(CAPTURE)))
+    assert {finding.code for finding in audited.findings()} == {code}
+    assert not audited.transient_total
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_what_goes_is_not(views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    # An entry that was read before its page went to somebody else, twice even.
+    change = mapping_of_another_family(deep_tables(CAPTURE))
+    audited = audit_views(monkeypatch, *[change] * views, {})
+    assert audited.findings_total == 0
+    assert {finding.code for finding in audited.transients()} == {"AV702"}
+
+
+def test_what_is_of_another_page_each_time_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = deep_tables(CAPTURE)
+    at, value = next(iter(wrong_index(tables).items()))
+    audited = audit_views(monkeypatch, *({at: value + step} for step in range(9)))
+    assert audited.findings_total == 0
+    assert audited.transient_total
 
 
 # ---- targets that are not what they should be
