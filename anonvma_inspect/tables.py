@@ -746,6 +746,7 @@ class PageCoverage:
     :ivar swapped: Entries that name a place in a swap area.
     :ivar waiting: Entries of pages that wait to be mapped, and of those that never will be.
     :ivar markers: Entries without a page.
+    :ivar absent: Entries without a mapped page, of one of these kinds.
     :ivar unknown: Entries of which nothing is known.
     :ivar stray: Entries outside of VMAs.
     :ivar sample: One in so many blocks of memory was looked at.
@@ -763,6 +764,7 @@ class PageCoverage:
     swapped: int = 0
     waiting: int = 0
     markers: int = 0
+    absent: int = 0
     unknown: int = 0
     stray: int = 0
     sample: int = 1

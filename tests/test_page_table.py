@@ -82,8 +82,13 @@ PAGE = VALID | BLOCK_OR_TABLE | SHAREABLE | ACCESS | NOT_GLOBAL
         (FRAME << 12 | PAGE | ARM_SPECIAL, 1, EntryKind.SPECIAL, 0),
         (FRAME << 12 | PAGE, 2, EntryKind.TABLE, 0),
         (0x40000000 | PAGE & ~BLOCK_OR_TABLE, 2, EntryKind.PAGE, 0x40000),
-        # PROT_NONE or swapped: forms that fields do not tell apart.
-        (FRAME << 12 | NOT_GLOBAL, 1, EntryKind.OTHER, 0),
+        # PROT_NONE: PTE_PROT_NONE is bit 58; from v6.11 on PTE_PRESENT_INVALID, which is
+        # PTE_NG.
+        (FRAME << 12 | (PAGE & ~VALID) | 1 << 58, 1, EntryKind.PAGE, FRAME),
+        (FRAME << 12 | (PAGE & ~VALID), 1, EntryKind.PAGE, FRAME),
+        # __swp_entry(3, 0x1234), to v6.10 and since v6.11.
+        (3 << 3 | 0x1234 << 8, 1, EntryKind.ABSENT, 0),
+        (3 << 6 | 0x1234 << 12, 1, EntryKind.ABSENT, 0),
     ],
 )
 def test_arm64(entry: int, level: int, kind: EntryKind, frame: int) -> None:

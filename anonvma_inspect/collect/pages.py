@@ -256,11 +256,12 @@ _KINDS = {
     "swapped": [EntryKind.SWAP],
     "waiting": [EntryKind.FRAME],
     "markers": [EntryKind.MARKER],
+    "absent": [EntryKind.ABSENT],
     "unknown": [EntryKind.OTHER],
 }
 _COUNTED = (
     *("mms", "mms_left_out", "vmas", "vmas_left_out", "pages", "anonymous"),
-    *("special", "swapped", "waiting", "markers", "unknown", "stray"),
+    *("special", "swapped", "waiting", "markers", "absent", "unknown", "stray"),
 )
 
 

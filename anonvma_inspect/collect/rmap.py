@@ -143,6 +143,7 @@ _NOTHING = {
     EntryKind.TABLE: "nothing was faulted in there",
     EntryKind.SPECIAL: "a page that is not counted is: the zero page, or a device's memory",
     EntryKind.MARKER: "a marker stands there, e.g. a guard's",
+    EntryKind.ABSENT: "it is swapped out or in migration, or a guard's",
     EntryKind.OTHER: "what stands there is not understood",
 }
 

@@ -51,6 +51,8 @@ class EntryKind(enum.IntEnum):
     #: No page at all: a guard region, a poisoned place, a note for userfaultfd.
     MARKER = 6
     OTHER = 7
+    #: Not mapped: swapped, in migration, or a marker, which cannot be told apart.
+    ABSENT = 8
 
 
 _NONE, _NEXT, _OTHER = (
@@ -117,15 +119,20 @@ class PageTableFormat:
         return kinds.astype(np.uint8)
 
     def _arm64_kinds(self, entries: U64Column, level: int) -> NDArray[np.uint8]:
-        # What is not valid has had several forms that fields do not tell apart.
         valid = (entries & _VALID) != 0
         table = (entries & _TABLE) != 0
         if level > 1:
             found = np.where(table, EntryKind.TABLE, EntryKind.PAGE if level == 2 else _OTHER)
-        else:
-            special = (entries & _ARM_SPECIAL) != 0
-            found = np.where(special, EntryKind.SPECIAL, EntryKind.PAGE)
-        kinds = np.select([entries == 0, valid], [np.uint8(EntryKind.NONE), found], _OTHER)
+            return np.select([entries == 0, valid], [_NONE, found], _OTHER).astype(np.uint8)
+        # PROT_NONE is not valid either, and how that is told from what is swapped has changed (in
+        # v6.11) without a trace in any field; but in every form the second bit stays with a page,
+        # and an entry that maps none has neither.
+        special = (entries & _ARM_SPECIAL) != 0
+        kinds = np.select(
+            [entries == 0, ~valid & ~table, special],
+            [EntryKind.NONE, EntryKind.ABSENT, EntryKind.SPECIAL],
+            EntryKind.PAGE,
+        )
         return kinds.astype(np.uint8)
 
     def _not_present(self, entries: U64Column) -> NDArray[np.int64]:
