@@ -38,7 +38,7 @@ def test_json(cli: Cli) -> None:
     assert (lazy["anon_vmas"], lazy["avcs"]) == (1051, 1053)
     total = sum(process["bytes"] for process in lazy["processes"]) + lazy["nobody"]
     assert total == lazy["bytes"] <= document["now"]["bytes"]
-    assert unfaulted["not_known"] == "not known without page data"
+    assert unfaulted["not_known"].startswith("not known without page data (not in this snapshot")
     assert (unfaulted["anon_vmas"], unfaulted["bytes"]) == (None, None)
 
 
@@ -46,7 +46,7 @@ def test_text(cli: Cli) -> None:
     lines = cli("-q", "-c", CORE, "savings").out.splitlines()
     assert lines[0].startswith("SAVED BY ")
     assert lines[2].split() == ["lazy", "0", "1,053", "1,051", "168,288", "17.1", "%"]
-    assert lines[3].split(maxsplit=1) == ["unfaulted", "not known without page data"]
+    assert lines[3].split()[0] == "unfaulted"
     assert any(
         line.startswith("  not told by a snapshot: children that have exited") for line in lines
     )

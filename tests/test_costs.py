@@ -12,7 +12,8 @@ from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.analysis.forks import fork_cost
 from anonvma_inspect.analysis.holdings import find_holdings
 from anonvma_inspect.analysis.walks import walk_cost
-from anonvma_inspect.collect import collect
+from anonvma_inspect.collect import collect, collect_pages
+from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY, VM_WIPEONFORK
 from anonvma_inspect.tables import NO_ROW, Tables
 
@@ -87,6 +88,38 @@ def test_many_children_with_many_pages() -> None:
     # The seed's: "from O(N) to 2".
     assert 1.99 < mean <= 2
     assert cost.worst.max() == figures["visits_of_a_page_of_the_parent"]
+
+
+DEEP = [capture for capture in CAPTURES if capture.name.startswith("deep-")]
+
+
+@pytest.mark.parametrize("capture", DEEP, ids=lambda capture: capture.name)
+def test_walks_folio_by_folio(capture: Capture) -> None:
+    tables = collect_pages(capture.target, capture.tables)
+    assert tables.pages is not None
+    folios = tables.pages.folios
+    cost = walk_cost(tables, find_families(tables))
+    assert cost.weights == "folios"
+    vmas, nodes = tables.vmas, tables.nodes
+    visits: dict[int, list[int]] = {}
+    for folio in np.flatnonzero(
+        (folios.anon_vma != NO_ROW) & (folios.kind == MappingKind.ANON)
+    ).tolist():
+        row, first = int(folios.anon_vma[folio]), int(folios.index[folio])
+        members = tables.avcs.vma_row[nodes.avc[nodes.anon_vma == row]]
+        visited = (vmas.key_first[members] < first + int(folios.pages[folio])) & (
+            vmas.key_last[members] >= first
+        )
+        visits.setdefault(row, []).append(int(np.count_nonzero(visited)))
+        # Nobody maps it whom the walk does not visit.
+        mapping = np.unique(tables.pages.mappings.vma[tables.pages.mappings.folio == folio])
+        assert set(mapping) <= set(members[visited])
+    assert len(visits) > 10
+    for row in range(len(tables.anon_vmas.address)):
+        each = visits.get(row, [])
+        assert cost.pages[row] == len(each)
+        assert cost.visits[row] == sum(each)
+        assert cost.worst[row] == max(each, default=0)
 
 
 def test_ranges_that_wrap_around() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +16,10 @@ from anonvma_inspect.analysis.save_sharing import save_sharing
 from anonvma_inspect.analysis.save_unfaulted import save_unfaulted
 from anonvma_inspect.analysis.saving import Saving
 from anonvma_inspect.analysis.savings import find_savings
-from anonvma_inspect.collect import collect
+from anonvma_inspect.collect import collect, collect_pages
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY
-from anonvma_inspect.tables import Tables
+from anonvma_inspect.tables import NO_ROW, Folios, Mappings, PageCoverage, Pages, Tables
+from anonvma_inspect.target.memory import BoolColumn
 
 from .captures import CAPTURES, SOME, Capture
 from .handmade import ERA, Model
@@ -191,6 +193,31 @@ def test_what_ksm_holds_stays() -> None:
     assert (saving.anon_vmas, saving.figures["held_by_ksm"]) == (0, 1)
 
 
+def with_pages(tables: Tables, populated: BoolColumn, **coverage: int) -> Tables:
+    """Page tables in which some VMAs map a folio each, and the others none."""
+    vma = np.flatnonzero(populated)
+    count = len(vma)
+
+    def columns(table: type[Any], **given: Any) -> Any:
+        zeros = {each.name: np.zeros(count, dtype=np.int64) for each in fields(table)}
+        return table(**{**zeros, **given})
+
+    return replace(
+        tables,
+        pages=Pages(
+            not_read=None,
+            folios=columns(Folios, anon_vma=tables.vmas.active[vma], kind=np.ones(count)),
+            mappings=columns(Mappings, vma=vma, folio=np.arange(count)),
+            coverage=PageCoverage(**coverage),
+            exclusive_known=False,
+            mapping_offset=0,
+            index_offset=0,
+            busy=0,
+            struct="page",
+        ),
+    )
+
+
 # --- ANON_VMA_UNFAULTED --------------------------------------------------------------------------
 
 
@@ -211,7 +238,8 @@ def test_unfaulted_is_what_the_model_does(seed: int) -> None:
     tables = tables_of(player)
     start = (tables.vmas.vm_start // np.uint64(4096)).astype(np.int64) - player.base
     populated = np.isin(start, sorted(written))
-    saving = save_unfaulted(tables, find_families(tables), populated)
+    tables = with_pages(tables, populated)
+    saving = save_unfaulted(tables, find_families(tables))
     assert predicted(saving) == saved(UNFAULTED, operations)
     assert saving.not_known is None
 
@@ -219,7 +247,10 @@ def test_unfaulted_is_what_the_model_does(seed: int) -> None:
 def test_unfaulted_without_page_data() -> None:
     tables = Model().finish().tables()
     saving = save_unfaulted(tables, find_families(tables))
-    assert saving.not_known == "not known without page data"
+    assert saving.not_known == "not known without page data (--pages)"
+    lost = with_pages(tables, np.zeros(0, dtype=bool), page_tables_lost=1)
+    saving = save_unfaulted(lost, find_families(lost))
+    assert saving.not_known == "not known without page data (some page tables are missing)"
 
 
 def test_guards_of_files_and_flags_of_vmas() -> None:
@@ -236,13 +267,15 @@ def test_guards_of_files_and_flags_of_vmas() -> None:
         vma.vm_flags |= guard
     tables = model.finish().tables()
     populated = tables.vmas.address == np.uint64(filled.address)
-    saving = save_unfaulted(tables, find_families(tables), populated)
+    tables = with_pages(tables, populated, swapped=3)
+    saving = save_unfaulted(tables, find_families(tables))
     assert saving.figures == {
         "already_saved": 1,
         "guarded_with_anon_vma": 1,
         "families": 2,
         "anon_vmas_of_files": 2,
         "collapse_refused": 1,
+        "swapped_out": 3,
     }
     assert predicted(saving) == {"vmas": 0, "avcs": 2, "anon_vmas": 2}
 
@@ -307,6 +340,29 @@ def test_what_keeps_neighbours_apart() -> None:
     vmas[3].vm_pgoff += 1
     saving = save_merging(tables := model.finish().tables(), find_families(tables))
     assert saving.figures["neighbours_alike"] == 0
+
+
+def test_price_of_merging_with_page_data() -> None:
+    tables = tables_of(done(MERGING[0], PARTS))
+    tables = with_pages(tables, tables.vmas.active != NO_ROW)
+    figures = save_merging(tables, find_families(tables)).figures
+    # One folio in each of the two VMAs that go.
+    assert figures["folios_to_rewrite"] == 2
+    assert "most_folios_to_rewrite" not in figures
+
+
+def test_what_is_not_looked_at_may_have_pages() -> None:
+    """hugetlb's pages are not counted one by one: nothing is said of such a mapping."""
+    capture = next(capture for capture in CAPTURES if capture.name == "deep-pages-6.12")
+    tables = collect_pages(capture.target, capture.tables)
+    assert tables.pages is not None
+    assert tables.pages.not_read is None
+    huge = np.isin(tables.tasks.comm[tables.mms.task[tables.vmas.mm]], (b"hugetlb",))
+    huge &= (tables.vmas.vm_flags & np.uint64(0x400000)) != 0
+    assert (huge & (tables.vmas.active != NO_ROW)).any()
+    saving = save_unfaulted(tables, find_families(tables))
+    assert saving.not_known is None
+    assert (saving.anon_vmas, saving.figures["families"]) == (0, 0)
 
 
 # --- reuse at fork -------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +24,7 @@ from anonvma_inspect.tables import ObjectState, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import OverlayMemory, U64Column
 
-from .captures import CAPTURES, KERNELS, Capture
+from .captures import CAPTURES, FIXTURES, KERNELS, Capture
 from .clirun import Cli
 
 CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
@@ -95,7 +96,7 @@ def test_words_of_an_oops_of_arm64() -> None:
 
 
 def test_words_are_bounded() -> None:
-    text = " ".join(f"{2**64 - 1 - number:016x}" for number in range(50))
+    text = " ".join(f"{2**64 - 5000 - number:016x}" for number in range(50))
     words, total = words_of(text, 7)
     assert (len(words), total) == (7, 50)
 
@@ -109,6 +110,7 @@ def test_words_are_bounded() -> None:
         "gffff888000000000",
         "ffff888000000000g",
         "FFFF888000000000",
+        "RAX: fffffffffffffdfe",
         "_ffff888000000000",
         ": : :" * 1000,
         "a" * 100_000,
@@ -218,7 +220,9 @@ def test_ksm() -> None:
         (0xDEAD000000000100 - 16, Kind.POISON),
         (0x6B6B6B6B6B6B6B6B + 0x28, Kind.POISON),
         (0x8000_0000_0000_0000, Kind.IMPOSSIBLE),
-        (2**64 - 1, Kind.ELSEWHERE),
+        (2**64 - 1, Kind.ERROR),
+        (2**64 - 4095, Kind.ERROR),
+        (2**64 - 4096, Kind.ELSEWHERE),
         (0xFFFF_FFFF_8100_0000, Kind.ELSEWHERE),
     ],
 )
@@ -337,6 +341,49 @@ def test_an_oops_from_standard_input(cli: Cli, type_in: Callable[[bytes], None])
     assert [(entry["address"], entry["labels"]) for entry in entries] == [(hex(at), ["RBX", "RDX"])]
 
 
+OOPSES = sorted((FIXTURES / "oops").glob("*.json"))
+
+
+@pytest.mark.parametrize("manifest", OOPSES, ids=lambda path: path.stem)
+def test_a_real_oops(cli: Cli, type_in: Callable[[bytes], None], manifest: Path) -> None:
+    """In a guest, one bit of an AVC's anon_vma was changed, and the kernel came upon it.
+
+    Which object that is, and what stood in it, the lab wrote down before the kernel did.
+    """
+    word = json.loads(manifest.read_text())
+    changed = word["changed"]
+    type_in("\n".join(word["oops"]).encode())
+    core = str(manifest.with_suffix(".core.xz"))
+    ran = cli("-q", "-c", core, "--format", "json", "what", "-")
+    assert (ran.code, ran.err) == (0, "")
+    entries = json.loads(ran.out)["addresses"]
+    by_address = {entry["address"]: entry for entry in entries}
+    # The kernel stumbled over the wrong pointer, and says so in CR2 (x86-64's).
+    wrong = by_address[changed["new"]]
+    assert {"CR2", "address"} <= set(wrong["labels"])
+    assert (wrong["object"], wrong["kind"]) == (None, "elsewhere")
+    # It had the AVC in a register, and a pointer into it.
+    avc = by_address[changed["object"]]
+    assert avc["object"] == {"type": "anon_vma_chain", "address": changed["object"]}
+    inside = [
+        entry
+        for entry in entries
+        if entry["object"] == avc["object"] and entry["address"] != changed["object"]
+    ]
+    assert {entry["field"] for entry in inside} == {"same_vma"}
+    # And the root, which it had locked, and the head of the VMA's list.
+    root = by_address[changed["old"]]
+    assert (root["object"]["type"], root["root"]) == ("anon_vma", changed["old"])
+    heads = [entry for entry in entries if entry["field"] == "anon_vma_chain"]
+    assert [entry["object"]["address"] for entry in heads] == [avc["where"]["vma"]]
+    assert heads[0]["root"] == changed["old"]
+    # What touches the AVC, what is inside, and the pointer itself, is about that pointer.
+    assert {entry["root"] for entry in (avc, *inside)} == {changed["old"]}
+    for entry in (avc, *inside, wrong):
+        assert {finding["actual"] for finding in entry["findings"]} == {changed["new"]}
+    assert {entry["state"] for entry in (avc, root, heads[0])} == {"allocated"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -356,7 +403,7 @@ def test_more_words_than_are_taken(
     cli: Cli, type_in: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("anonvma_inspect.cli.what._MAX_WORDS", 3)
-    type_in(b"\n".join(b"%016x" % (2**64 - number) for number in range(1, 10)))
+    type_in(b"\n".join(b"%016x" % (2**64 - 5000 - number) for number in range(9)))
     ran = cli("-c", CORE, "what", "-")
     assert ran.out.count("in the kernel, but in no slab") == 3
     assert "9 words in that text: the first 3 are taken" in ran.err

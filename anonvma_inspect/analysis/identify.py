@@ -18,6 +18,8 @@ __all__ = ("Identity", "Kind", "identify")
 
 _USER_END = 1 << 56
 _KERNEL_START = -(1 << 56) % (1 << 64)
+# include/linux/err.h, MAX_ERRNO: the last page has no pointers.
+_LAST_POINTER = (1 << 64) - 4096
 # include/linux/poison.h: LIST_POISON1 and LIST_POISON2 where POISON_POINTER_DELTA is that of 64
 # bits; POISON_FREE, POISON_INUSE, SLUB_RED_ACTIVE, SLUB_RED_INACTIVE in each byte of a word.
 _POISON = {
@@ -49,6 +51,8 @@ class Kind(str, enum.Enum):
     #: A value that the kernel writes into what is gone.
     POISON = "poison"
     NULL = "null"
+    #: A negative number that functions return instead of a pointer.
+    ERROR = "error"
     USER = "user"
     #: No address of x86-64's or arm64's.
     IMPOSSIBLE = "impossible"
@@ -99,6 +103,8 @@ class _Found:
     def of(self, index: int, address: int) -> Identity:
         if address == 0:
             return Identity(address, Kind.NULL)
+        if address > _LAST_POINTER:
+            return Identity(address, Kind.ERROR, note=f"-{(1 << 64) - address}")
         nearest = min(_POISON, key=lambda poison: abs(address - poison))
         if abs(address - nearest) < _NEAR_POISON:
             return Identity(address, Kind.POISON, note=_POISON[nearest])
@@ -117,7 +123,7 @@ class _Found:
             found = self._object(index, address, era.avc, int(avcs.address[row]))
             vma = int(avcs.vma_row[row])
             mm = NO_ROW if vma == NO_ROW else int(vmas.mm[vma])
-            return replace(found, vma=vma, mm=mm, anon_vma=int(avcs.anon_vma_row[row]))
+            return replace(found, vma=vma, mm=mm, anon_vma=self._of_avc(row, vma))
         row = _inside(anon_vmas.address, era.anon_vma.size, address)
         if row != NO_ROW:
             found = self._object(index, address, era.anon_vma, int(anon_vmas.address[row]))
@@ -143,6 +149,17 @@ class _Found:
         if row == NO_ROW:
             return None
         return self._object(index, address, records.stable_node, int(nodes.address[row]))
+
+    # What an AVC says, else in whose tree it was met, else what its VMA belongs to.
+    def _of_avc(self, avc: int, vma: int) -> int:
+        tables = self.tables
+        said = int(tables.avcs.anon_vma_row[avc])
+        if said != NO_ROW:
+            return said
+        nodes = tables.nodes.anon_vma[tables.nodes.avc == avc]
+        if len(nodes):
+            return int(nodes[0])
+        return NO_ROW if vma == NO_ROW else self._lineage(vma)
 
     # The family of a VMA: that of what it has active, else of the first in its chain.
     def _lineage(self, vma: int) -> int:

@@ -43,8 +43,6 @@ def save_merging(tables: Tables, families: Families) -> Saving:
         minlength=len(anon_vmas.address),
     )
     without = marked(len(anon_vmas.address), vmas.active[high[merged]]) & (left == 0)
-    size = np.uint64(tables.era.page_size)
-    pages = (vmas.vm_end - vmas.vm_start) // size
     return saving_of(
         tables,
         families,
@@ -57,7 +55,7 @@ def save_merging(tables: Tables, families: Families) -> Saving:
             "asserted": int(np.count_nonzero(asserted)),
             "merges": int(np.count_nonzero(merged)),
             "merges_of_single_vmas": int(np.count_nonzero(strict)),
-            "most_folios_to_rewrite": int(pages[high[merged]].sum(dtype=np.float64)),
+            **_price(tables, gone),
         },
         vmas=gone,
         avcs=in_avcs,
@@ -72,10 +70,20 @@ def save_merging(tables: Tables, families: Families) -> Saving:
         cannot_tell=(
             "memory policies, userfaultfd, names of mappings and close() of drivers, which keep "
             "VMAs apart as well (less is saved)",
-            "how many of the pages are there: each folio's mapping must be rewritten, under its "
-            "lock (not known without page data; at most those that the VMAs have room for)",
+            "how long it takes: each folio's mapping must be rewritten, under its lock (how many "
+            "there are is not known without page data)",
         ),
     )
+
+
+# Folios whose mapping must be rewritten if some VMAs go.
+def _price(tables: Tables, gone: BoolColumn) -> dict[str, int]:
+    vmas, pages = tables.vmas, tables.pages
+    if pages is not None and pages.not_read is None:
+        mapped = pages.mappings.folio[gone[pages.mappings.vma]]
+        return {"folios_to_rewrite": len(np.unique(mapped))}
+    room = (vmas.vm_end[gone] - vmas.vm_start[gone]) // np.uint64(tables.era.page_size)
+    return {"most_folios_to_rewrite": int(room.sum(dtype=np.float64))}
 
 
 # Neighbours in an mm that only their anon_vmas keep apart.

@@ -11,7 +11,7 @@ import numpy as np
 
 from anonvma_inspect.analysis.families import Families
 from anonvma_inspect.analysis.saving import Saving, saving_of
-from anonvma_inspect.kernel.vm_flags import guard_flag
+from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS, guard_flag
 from anonvma_inspect.tables import NO_ROW, Tables, marked
 from anonvma_inspect.target.memory import BoolColumn
 
@@ -19,16 +19,11 @@ __all__ = ("save_unfaulted",)
 
 # retract_page_tables() (mm/khugepaged.c) passes over mappings of files that have an anon_vma.
 _HUGE = 2 << 20
+_NOT_READ = "--pages"
 
 
-def save_unfaulted(
-    tables: Tables, families: Families, populated: BoolColumn | None = None
-) -> Saving:
-    """Predict ANON_VMA_UNFAULTED.
-
-    :param populated: Which VMAs have an anonymous page, or an entry for one that is swapped out or
-        on the move; ``None`` if that is not known.
-    """
+def save_unfaulted(tables: Tables, families: Families) -> Saving:
+    """Predict ANON_VMA_UNFAULTED: which anon_vmas have no page, page tables tell."""
     vmas, avcs = tables.vmas, tables.avcs
     flag = np.uint64(guard_flag(tables.era))
     guarded = (vmas.vm_flags & flag) != 0
@@ -38,7 +33,15 @@ def save_unfaulted(
         "guarded_with_anon_vma": int(np.count_nonzero(guarded & faulted)),
     }
     gone: BoolColumn = np.zeros(len(tables.anon_vmas.address), dtype=bool)
-    if populated is not None:
+    pages = tables.pages
+    not_known = _NOT_READ if pages is None else pages.not_read
+    if pages is not None and pages.coverage.page_tables_lost:
+        not_known = "some page tables are missing"
+    if pages is not None and not_known is None:
+        populated = marked(len(vmas.address), pages.mappings.vma)
+        # Of these, nothing is known: they may have pages.
+        populated |= (vmas.vm_flags & VM_NOT_ANONYMOUS) != 0
+        populated |= ~np.append(tables.mms.walked & tables.mms.listed, False)[vmas.mm]
         # A family without a page is there for nothing: what its first VMA got, forks copied.
         filled = marked(len(families.root), families.member_family[populated[families.member_vma]])
         empty = ~filled & (families.vmas > 0)
@@ -55,6 +58,7 @@ def save_unfaulted(
             "families": int(np.count_nonzero(empty)),
             "anon_vmas_of_files": int(np.count_nonzero(gone & np.append(of_file, False)[of])),
             "collapse_refused": int(np.count_nonzero(refused)),
+            "swapped_out": pages.coverage.swapped,
         }
     return saving_of(
         tables,
@@ -71,6 +75,7 @@ def save_unfaulted(
         cannot_tell=(
             "anon_vmas whose pages were freed or unmapped again (less is saved)",
             "guard regions in VMAs that have pages as well: they need their anon_vma",
+            "whose the pages are that are swapped out (if there are some: less is saved)",
         ),
-        not_known=None if populated is not None else "not known without page data",
+        not_known=None if not_known is None else f"not known without page data ({not_known})",
     )

@@ -15,7 +15,8 @@ _WORD = re.compile(
     r"(?<![0-9A-Za-z_+])(?:0[xX](?P<prefixed>[0-9a-fA-F]{1,16})|(?P<plain>[0-9a-f]{16}))"
     r"(?![0-9A-Za-z_])"
 )
-_KERNEL_HALF = 1 << 63
+# The last page has error numbers (MAX_ERRNO, include/linux/err.h).
+_KERNEL_HALF, _LAST_POINTER = 1 << 63, (1 << 64) - 4096
 # What slub_debug writes into free objects has no high bit.
 _POISON = (0x6B6B6B6B6B6B6B6B, 0x5A5A5A5A5A5A5A5A)
 _NEAR = 0x80
@@ -38,7 +39,9 @@ def words_of(text: str, most: int) -> tuple[list[Word], int]:
     found: dict[int, dict[str, None]] = {}
     for match in _WORD.finditer(text):
         address = int(match["prefixed"] or match["plain"], 16)
-        if address >= _KERNEL_HALF or any(abs(address - each) < _NEAR for each in _POISON):
+        if _KERNEL_HALF <= address <= _LAST_POINTER or any(
+            abs(address - each) < _NEAR for each in _POISON
+        ):
             labels = found.setdefault(address, {})
             if match["register"]:
                 labels[match["register"]] = None

@@ -24,9 +24,15 @@ __all__ = ("command",)
     metavar="PID",
     help="Only the families of this process (repeatable).",
 )
+@click.option(
+    "--pages/--no-pages",
+    default=None,
+    help="Also walk the page tables: which anon_vmas have no page, how many folios a merge must "
+    "rewrite (the default, but for a machine that runs).",
+)
 @shared_options
 @click.pass_obj
-def command(settings: Settings, pids: tuple[str, ...]) -> int:
+def command(settings: Settings, pids: tuple[str, ...], pages: bool | None) -> int:
     """What each proposal would save.
 
     Objects and bytes that would not be there now with ANON_VMA_LAZY, with ANON_VMA_UNFAULTED, if
@@ -36,7 +42,10 @@ def command(settings: Settings, pids: tuple[str, ...]) -> int:
     session = Session(settings)
     numbers = [parse_pid(pid) for pid in pids]
     target = session.open()
-    tables = session.collect(target, numbers)
+    if pages or (pages is None and not target.live):
+        tables = session.collect_audit(target, numbers, deep=1)
+    else:
+        tables = session.collect(target, numbers)
     families = find_families(tables)
     savings = session.timed("predicted", lambda: find_savings(tables, families))
     session.answer(SavingsReport(target_facts(target, tables), tables, savings))

@@ -29,9 +29,17 @@ __all__ = ("command",)
     help="Also look at all slabs of the caches, which takes longer the more memory the machine "
     "has (the default, but for a machine that runs and with --pid).",
 )
+@click.option(
+    "--pages/--no-pages",
+    default=None,
+    help="Also walk the page tables, and weigh walks of the reverse map by the folios that are "
+    "there (the default, but for a machine that runs).",
+)
 @shared_options
 @click.pass_obj
-def command(settings: Settings, pids: tuple[str, ...], slabs: bool | None) -> int:
+def command(
+    settings: Settings, pids: tuple[str, ...], slabs: bool | None, pages: bool | None
+) -> int:
     """Counts, bytes, distributions, costs.
 
     Objects in slabs, by process and by command; chains, trees and families; how many VMAs a walk of
@@ -43,9 +51,11 @@ def command(settings: Settings, pids: tuple[str, ...], slabs: bool | None) -> in
     if numbers and slabs:
         raise UsageError("--slabs is of all processes: leave out --pid")
     target = session.open()
-    if numbers or not (slabs or (slabs is None and not target.live)):
-        tables = session.collect(target, numbers)
+    leaks = not numbers and (slabs or (slabs is None and not target.live))
+    deep = pages or (pages is None and not target.live)
+    if leaks or deep:
+        tables = session.collect_audit(target, numbers, leaks=bool(leaks), deep=int(deep))
     else:
-        tables = session.collect_audit(target, leaks=True)
+        tables = session.collect(target, numbers)
     session.answer(StatsReport(target_facts(target, tables), tables))
     return session.completeness(tables)

@@ -15,6 +15,7 @@ from anonvma_inspect.collect.reader import Progress, Reader
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.folio import FolioEra, MappingKind, resolve_folio_era
 from anonvma_inspect.kernel.page_table import EntryKind, PageTableFormat, resolve_page_tables
+from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
     NO_ROW,
@@ -37,9 +38,6 @@ __all__ = ("PAGES_WALK", "PageSources", "collect_pages", "page_sources")
 #: What a snapshot calls the words of page tables and of the folios that they lead to.
 PAGES_WALK = "pages"
 
-# include/linux/mm.h (v5.10, v7.3): VM_SHARED, VM_PFNMAP, VM_IO, VM_HUGETLB, VM_MIXEDMAP. What such
-# a VMA maps is not anonymous, or not counted page by page.
-_LEFT_OUT = np.uint64(0x8 | 0x400 | 0x4000 | 0x400000 | 0x10000000)
 # mms walked together.
 _MMS = 1 << 12
 # A multiplier of Knuth's: neighbouring blocks of memory are not chosen together.
@@ -172,7 +170,7 @@ class _Pages:
         own = vmas.mm[slots.vma[slot]] == slots.mm[slot]
         slot = slot[own & (slots.last[slot] < np.uint64(1 << self._form.address_bits))]
         vma = slots.vma[slot]
-        wanted = (vmas.vm_flags[vma] & _LEFT_OUT) == 0
+        wanted = (vmas.vm_flags[vma] & VM_NOT_ANONYMOUS) == 0
         self._counts["vmas_left_out"] += int(np.count_nonzero(~wanted))
         slot, vma = slot[wanted], vma[wanted]
         shift = np.uint64(self._form.page_shift)

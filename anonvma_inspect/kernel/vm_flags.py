@@ -6,12 +6,15 @@ import numpy as np
 
 from anonvma_inspect.kernel.era import Era
 
-__all__ = ("VM_DONTCOPY", "VM_SOFTDIRTY", "VM_WIPEONFORK", "guard_flag")
+__all__ = ("VM_DONTCOPY", "VM_NOT_ANONYMOUS", "VM_SOFTDIRTY", "VM_WIPEONFORK", "guard_flag")
 
 #: MADV_DONTFORK: a child does not get it.
 VM_DONTCOPY = np.uint64(0x20000)
 #: MADV_WIPEONFORK: a child gets it empty.
 VM_WIPEONFORK = np.uint64(0x2000000)
+#: VM_SHARED, VM_PFNMAP, VM_IO, VM_HUGETLB, VM_MIXEDMAP: what such a VMA maps is not anonymous, or
+#: not counted page by page.
+VM_NOT_ANONYMOUS = np.uint64(0x8 | 0x400 | 0x4000 | 0x400000 | 0x10000000)
 #: Does not keep VMAs from being merged.
 VM_SOFTDIRTY = np.uint64(0x8000000)
 

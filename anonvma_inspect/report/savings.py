@@ -37,6 +37,8 @@ _FIGURES = {
     "asserted": "of those: the upper one's is (what is asserted)",
     "merges": "of those: both are, so that they could be merged",
     "merges_of_single_vmas": "of those: neither anon_vma has another VMA",
+    "swapped_out": "pages that are swapped out",
+    "folios_to_rewrite": "folios of the upper VMAs, each to rewrite",
     "most_folios_to_rewrite": "pages of the upper VMAs: at most so many folios to rewrite",
     "shared_as_merged": "children's anon_vmas that would not be there, as it was merged",
     "shared_as_meant": "as it was meant",

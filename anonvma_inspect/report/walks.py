@@ -41,7 +41,7 @@ class Walks:
         """See :class:`anonvma_inspect.report.stats.Section`."""
         everything = np.flatnonzero(self.tables.anon_vmas.reached)
         return {
-            "weights": "vmas",
+            "weights": self._cost.weights,
             **self._figures(everything),
             "families": [self._family(family) for family in self._dearest[:_MAX_SPOTS]],
             "hot_spots": [self._spot(row) for row in self._hottest[:_MAX_SPOTS]],
@@ -57,10 +57,13 @@ class Walks:
             f"{mean:,.3f}, worst {int(cost.worst.max(initial=0)):,}; if each family had one "
             f"anon_vma, as before 2.6.34: mean {single:,.3f}"
         )
-        yield (
-            f"each of the {pages:,} pages that VMAs have room for counts, in the anon_vma that new "
-            "ones go to; which are there is not known without page data"
-        )
+        if cost.weights == "folios":
+            yield f"each of the {pages:,} folios that page tables map counts"
+        else:
+            yield (
+                f"each of the {pages:,} pages that VMAs have room for counts, in the anon_vma that "
+                "new ones go to; which are there is not known without page data"
+            )
         rows = []
         for family in self._dearest[:_MAX_LISTED]:
             root = int(self.families.root[family])
@@ -76,7 +79,14 @@ class Walks:
                     str(process_of_mm(self.tables, int(self.families.mm[family])) or "no task"),
                 )
             )
-        headers = ("FAMILY", "PAGES", "MEAN", "WORST", "ONE ANON_VMA", "FIRST PROCESS")
+        headers = (
+            "FAMILY",
+            cost.weights.replace("vmas", "pages").upper(),
+            "MEAN",
+            "WORST",
+            "ONE ANON_VMA",
+            "FIRST PROCESS",
+        )
         align = ("left", "right", "right", "right", "right", "left")
         yield from table(rows, headers, align)
         rows = []
@@ -91,7 +101,14 @@ class Walks:
                     str(process_of_mm(self.tables, int(self.families.anon_vma_mm[row]))),
                 )
             )
-        headers = ("HOT SPOT", "PAGES", "MEAN", "WORST", "TREE", "PROCESS")
+        headers = (
+            "HOT SPOT",
+            cost.weights.replace("vmas", "pages").upper(),
+            "MEAN",
+            "WORST",
+            "TREE",
+            "PROCESS",
+        )
         yield from table(rows, headers, align)
 
     # Of some anon_vmas.

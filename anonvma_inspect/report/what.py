@@ -38,6 +38,7 @@ _STATES = {
 }
 _NOTHING = {
     Kind.NULL: "NULL",
+    Kind.ERROR: "an error number",
     Kind.USER: "an address of user memory, or a number",
     Kind.IMPOSSIBLE: "no address at all",
     Kind.ELSEWHERE: "in the kernel, but in no slab and no memory that is known here (its image, a "
@@ -163,12 +164,14 @@ class WhatReport:
             return None
         return int(self.audit.tables.anon_vmas.address[self.families.root[family]])
 
-    # Findings of the audit, by each address of an object that they name.
+    # Findings of the audit, by each object, and each other address that was asked for, that they
+    # are about or name.
     @cached_property
     def _findings(self) -> dict[int, list[Finding]]:
         sizes = {each.start: each.size for each in self.identities if each.start}
         starts = sorted(sizes)
         named = {hexadecimal(start): start for start in starts}
+        named |= {hexadecimal(each.address): each.start or each.address for each in self.identities}
         found: dict[int, list[Finding]] = {}
         for finding in itertools.islice(self.audit.findings(None), _MAX_FINDINGS):
             text = f"{finding.expected} {finding.actual}".replace(",", " ").split()
@@ -183,7 +186,7 @@ class WhatReport:
         return found
 
     def _touching(self, identity: Identity) -> list[Finding]:
-        return self._findings.get(identity.start, []) if identity.start else []
+        return self._findings.get(identity.start or identity.address, [])
 
     def _entry(self, identity: Identity, labels: Sequence[str]) -> Document:
         tables = self.audit.tables
