@@ -471,6 +471,20 @@ def test_garbage_in_page_tables(seed: int) -> None:
     assert not audited.failures
 
 
+def test_a_tail_without_a_head() -> None:
+    # What its words say is not about a folio.
+    folios = pages_of(deep_tables(CAPTURE)).folios
+    sources = page_sources(CAPTURE.target)
+    assert not isinstance(sources, str)
+    large = int(np.flatnonzero(folios.pages > 1)[0])
+    size = sources.era.page.size
+    for tail in (1, 2, 9):
+        page = int(folios.address[large]) + tail * size
+        for wrong in (1, page + size * (1 << 13) + 1, 2**64 - 1):
+            findings = findings_with({page + sources.era.page.offset("head"): wrong})
+            assert {finding.code for finding in findings} <= {"AV709"}
+
+
 def test_missing_page_tables_are_holes() -> None:
     class Without:
         def gather(

@@ -69,7 +69,8 @@ class FolioReader:
             words, there = self._reader.words(era.page, heads, "mapping")
             row = find_rows(heads, head[tails])
             mapping[tails] = words[row]
-            present[tails] &= there[row]
+            # A tail that names no head is nothing that can be read as a folio.
+            present[tails] &= there[row] & (head[tails] != page[tails])
         _, kind = decode_mapping(mapping)
         found = present & ((kind == MappingKind.ANON) | (kind == MappingKind.KSM))
         flags = era.page.column(rows, "flags")

@@ -201,7 +201,7 @@ def _walk_anon(
 ) -> RmapWalk:
     vmas, nodes = tables.vmas, tables.nodes
     first, last = np.searchsorted(nodes.anon_vma, [folio.anon_vma[0], folio.anon_vma[0] + 1])
-    vma = tables.avcs.vma_row[nodes.avc[first:last]]
+    vma = tables.avcs.vma_row[nodes.avc[first:last][~nodes.again[first:last]]]
     if folio.anon_vma[0] == NO_ROW:
         vma = _NO_ROWS
     vma = vma[vma != NO_ROW]

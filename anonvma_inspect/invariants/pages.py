@@ -262,7 +262,7 @@ def _why_not_all(facts: Facts) -> str | None:
         (coverage.unknown, "entries of page tables are not understood"),
     ):
         if count:
-            return f"{count:,} {what}"
+            return f"{what}: {count:,}"
     return None
 
 
