@@ -303,6 +303,14 @@ def lost_from_the_tree(tables: Tables) -> Change:
     raise AssertionError("no leaf whose VMA maps a folio of that anon_vma")
 
 
+@case("AV710")
+def merged_into_nothing(tables: Tables) -> Change:
+    deep = pages_of(tables)
+    folio = int(np.flatnonzero(deep.folios.kind == MappingKind.KSM)[0])
+    node = int(deep.folios.pointer[folio])
+    return {word_of(tables, folio, deep.mapping_offset): node + 64 | 3}
+
+
 @case("AV708")
 def exclusive_and_shared(tables: Tables) -> Change:
     folio, _ = some_folio(tables, shared=True)

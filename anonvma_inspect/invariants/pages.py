@@ -327,6 +327,32 @@ def _check_exclusive(facts: Facts, deep: PageFacts) -> Verdict:
     return Verdict(int(exclusive), [_without_word(group)])
 
 
+@_of_pages
+def _check_ksm(facts: Facts, deep: PageFacts) -> Verdict:
+    # * The stable node that a mapped folio of KSM's names is one of the stable tree.
+    pages, tables = deep.pages, facts.tables
+    if tables.ksm.missing is not None:
+        return Verdict(0, not_checked=f"what KSM holds is not known: {tables.ksm.missing}")
+    if tables.pids:
+        return Verdict(0, not_checked="of KSM, only what these processes hold was read")
+    folios = pages.folios
+    # One that was merged a moment ago has no node yet, and while it is given one it is locked.
+    judged = (folios.kind == MappingKind.KSM) & (folios.pointer != 0) & (deep.times > 0)
+    judged &= (folios.flags & np.uint64(pages.busy)) == 0
+    known = find_rows(tables.stable_nodes.address, folios.pointer) != NO_ROW
+    first, count = _first_mappings(deep, np.flatnonzero(judged & ~known))
+    group = _of_folios(
+        deep,
+        "the mapping of a merged folio does not lead to a stable node",
+        first,
+        np.ones_like(count),
+        pages.mapping_offset,
+        always("a node of the stable tree"),
+        address_text(folios.pointer[pages.mappings.folio[first]]),
+    )
+    return Verdict(int(np.count_nonzero(judged)), [group])
+
+
 _SOURCE = (
     "__folio_set_anon(), folio_move_anon_rmap(), __page_check_anon_rmap() and "
     "__folio_rmap_sanity_checks() in mm/rmap.c and include/linux/rmap.h (v5.10, v6.1, v6.12, v7.3)."
@@ -456,6 +482,28 @@ INVARIANTS = (
         eras="Since v5.19, where there is such a mark.",
         objects="mappings",
         check=_check_exclusive,
+    ),
+    Invariant(
+        code="AV710",
+        slug="ksm-folio",
+        severity=Severity.WARNING,
+        statement="The mapping of a mapped folio of KSM's leads to a node of the stable tree.",
+        why=(
+            "It is through that node that the rmap_items, and so the mappings, of a merged page "
+            "are found. A node is taken away only when nothing maps its page any more."
+        ),
+        consequence=(
+            "Reclaim and migration walk a list of garbage; what is merged into the page is not "
+            "found again."
+        ),
+        lock="The folio's lock, and ksm_thread_mutex.",
+        source=(
+            "stable_tree_insert(), remove_stable_node(), rmap_walk_ksm() in mm/ksm.c (v5.10, v6.1, "
+            "v6.12, v7.3)."
+        ),
+        eras="v4.13 and later. Only if the whole stable tree was read.",
+        objects="folios",
+        check=_check_ksm,
     ),
     Invariant(
         code="AV709",
