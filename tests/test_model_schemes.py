@@ -28,6 +28,7 @@ _TAGS = (
     ("lazy", Tags(vma=1, parent=2)),
     ("lazy", Tags(vma=2, parent=1, named=True)),
     ("lazy", Tags(vma=4, parent=3)),
+    ("lazy", Tags(vma=1, parent=2, typed=False)),
     ("unfaulted", Tags(unfaulted=1)),
     ("unfaulted", Tags(unfaulted=2, named=True)),
 )

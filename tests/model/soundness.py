@@ -141,12 +141,15 @@ def assert_sound(player: Player, image: Image, target: Target | None = None) -> 
     assert not result.failures
     assert result.complete
     findings = list(result.findings())
+    # Where too few have tags to tell what these are, they are not followed, and not judged.
+    certain = tables.era.tags.certain
     for code, struct, odd in (
         ("AV404", "anon_vma", surplus(player)),
         ("AV607", "vm_area_struct", roots_of_two(player)),
     ):
         warned = {finding.object_address for finding in findings if finding.code == code}
-        assert warned == {image.at(struct, each) for each in odd}
+        expected = {image.at(struct, each) for each in odd}
+        assert warned == expected if certain else warned <= expected
     others = {finding.code for finding in findings} - {"AV404", "AV607"}
     assert others == ({_OF_DOUBLE_REUSE} if has_unequal_chains(player) else set())
     processes = sorted(player.machine.processes)
@@ -155,7 +158,9 @@ def assert_sound(player: Player, image: Image, target: Target | None = None) -> 
     )
     words = zip(tables.vmas.address.tolist(), tables.vmas.anon_vma.tolist(), strict=True)
     assert dict(words) == {
-        image.at("vm_area_struct", vma): image.word(vma) for vma in player.machine.live(Vma)
+        image.at("vm_area_struct", vma): image.word(vma)
+        for vma in player.machine.live(Vma)
+        if certain or vma in vma.mm.vmas
     }
 
 

@@ -23,12 +23,14 @@ class Tags:
     """Low bits of ``vma->anon_vma``.
 
     :ivar named: BTF has an enum of them.
+    :ivar typed: And ANON_VMA_LAZY's typedef.
     """
 
     unfaulted: int = 0
     vma: int = 0
     parent: int = 0
     named: bool = False
+    typed: bool = True
 
     def enumerators(self) -> list[tuple[str, int]]:
         """What the enum has."""
@@ -71,8 +73,8 @@ def tagged_btf(btf: Btf, types: Sequence[str], tags: Tags) -> Btf:
     """Change the type of ``vma->anon_vma``.
 
     :param types: What is kept of the BTF.
-    :param tags: With tags of ANON_VMA_LAZY it becomes an ``anon_vma_tree_t``, else an ``unsigned
-        long``.
+    :param tags: With tags of ANON_VMA_LAZY it becomes an ``anon_vma_tree_t``, else, or if that is
+        not told, an ``unsigned long``.
     """
     data = btf.reduce(types)
     reduced, section = Btf(data), _Section(data)
@@ -86,7 +88,7 @@ def tagged_btf(btf: Btf, types: Sequence[str], tags: Tags) -> Btf:
         and section.words[at - 1] < len(section.strings)
         and section.text(section.words[at - 1]) == _MEMBER
     )
-    if tags.vma:
+    if tags.vma and tags.typed:
         word = section.add([section.name("anon_vma_tree_t"), Kind.TYPEDEF << 24, word])
     section.words[place] = word
     if tags.named:
