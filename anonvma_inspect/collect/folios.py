@@ -20,10 +20,11 @@ class FolioReader:
     """Reads ``struct page`` of page frames.
 
     :param vmemmap: Address of that of page frame 0.
+    :param lazy: Folios of ANON_VMA_LAZY's lazy VMAs are anonymous memory, too.
     """
 
-    def __init__(self, reader: Reader, era: FolioEra, vmemmap: int) -> None:
-        self._reader, self._era = reader, era
+    def __init__(self, reader: Reader, era: FolioEra, vmemmap: int, *, lazy: bool = False) -> None:
+        self._reader, self._era, self._lazy = reader, era, lazy
         self._vmemmap = np.uint64(vmemmap)
         self._size = np.uint64(era.page.size)
         self._shift = np.uint64(reader.space.page_size.bit_length() - 1)
@@ -71,8 +72,10 @@ class FolioReader:
             mapping[tails] = words[row]
             # A tail that names no head is nothing that can be read as a folio.
             present[tails] &= there[row] & (head[tails] != page[tails])
-        _, kind = decode_mapping(mapping)
+        pointer, kind = decode_mapping(mapping)
         found = present & ((kind == MappingKind.ANON) | (kind == MappingKind.KSM))
+        if self._lazy:
+            found |= present & (kind == MappingKind.OTHER) & (pointer != 0)
         flags = era.page.column(rows, "flags")
         return found, head, (flags & np.uint64(era.exclusive)) != 0
 

@@ -118,7 +118,8 @@ class _Pages:
     def __init__(self, reader: Reader, tables: Tables, sources: PageSources, sample: int) -> None:
         self._reader, self._tables = reader, tables
         self._form, self._era = sources.form, sources.era
-        self._folios = FolioReader(reader, sources.era, sources.vmemmap)
+        lazy = tables.era.tags.name == "lazy"
+        self._folios = FolioReader(reader, sources.era, sources.vmemmap, lazy=lazy)
         self._sample = sample
         self._counts: Counter[str] = Counter()
         self._walk = PageTableWalk(reader, sources.form)

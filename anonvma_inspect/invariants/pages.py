@@ -23,16 +23,17 @@ from anonvma_inspect.invariants.page_facts import PageFacts, group_rows
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, find_rows, marked
 
-__all__ = ("INVARIANTS",)
+__all__ = ("INVARIANTS", "NOT_ASKED")
 
-_NOT_ASKED = "only looked at with --deep"
+#: Why nothing is known of mapped pages, mostly.
+NOT_ASKED = "only looked at with --deep"
 
 
 def _of_pages(check: Callable[[Facts, PageFacts], Verdict]) -> Callable[[Facts], Verdict]:
     def checked(facts: Facts) -> Verdict:
         pages = facts.tables.pages
         if pages is None:
-            return Verdict(0, not_checked=_NOT_ASKED)
+            return Verdict(0, not_checked=NOT_ASKED)
         if pages.not_read is not None:
             return Verdict(0, not_checked=pages.not_read)
         assert facts.pages is not None

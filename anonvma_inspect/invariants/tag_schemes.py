@@ -17,15 +17,18 @@ from anonvma_inspect.invariants.base import (
     Invariant,
     Severity,
     Verdict,
+    Violations,
     address_text,
     always,
     at_least,
     count_text,
 )
 from anonvma_inspect.invariants.facts import TAG_BITS, Facts
+from anonvma_inspect.invariants.pages import NOT_ASKED
 from anonvma_inspect.kernel.era import Era
+from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.tags import AnonVmaKind
-from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn
+from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)
@@ -191,6 +194,37 @@ def _check_root_refs(facts: Facts) -> Verdict:
                 "root_refs",
                 at_least(least[rows]),
                 count_text(vmas.root_refs[rows]),
+            )
+        ],
+    )
+
+
+def _check_folios(facts: Facts) -> Verdict:
+    # * What is mapped in a VMA with a root VMA and names a VMA, names that one.
+    pages = facts.tables.pages
+    if pages is None or pages.not_read is not None:
+        return Verdict(0, not_checked=NOT_ASKED if pages is None else pages.not_read)
+    deep, vmas = facts.pages, facts.tables.vmas
+    assert deep is not None
+    mappings, folios = pages.mappings, pages.folios
+    lazy = marked(len(vmas.address), facts.vmas_of_kind(AnonVmaKind.LAZY_VMA)) & deep.vma_at_rest
+    rows = np.flatnonzero(mappings.present & lazy[mappings.vma])
+    rows = rows[folios.kind[mappings.folio[rows]] == MappingKind.OTHER]
+    vma, folio = mappings.vma[rows], mappings.folio[rows]
+    wrong = folios.pointer[folio] != vmas.anon_vma_pointer[vma]
+    vma, folio = vma[wrong], folio[wrong]
+    address = folios.address[folio]
+    return Verdict(
+        len(rows),
+        [
+            Violations(
+                "a folio that is mapped in a lazy VMA names another root VMA",
+                pages.struct,
+                address,
+                address_text(vmas.anon_vma_pointer[vma]),
+                address_text(folios.pointer[folio]),
+                word=address + np.uint64(pages.mapping_offset),
+                vma=vma,
             )
         ],
     )
@@ -412,5 +446,28 @@ INVARIANTS = (
         objects="VMAs",
         check=_if_certain(_check_root_refs),
         applies=_counts_roots,
+    ),
+    Invariant(
+        code="AV609",
+        slug="lazy-folio",
+        severity=Severity.WARNING,
+        statement="A mapped folio that names a VMA names the root VMA of the VMA that maps it.",
+        why=(
+            "The mapping of a folio that was faulted in a lazy VMA is the root VMA, with the "
+            "second bit set alone. All VMAs that can map it before it is shared by a fork are "
+            "parts of what that one was. A warning, because of the proposal only the part that is "
+            "about VMAs was at hand."
+        ),
+        consequence=(
+            "Who looks for the folio's mappings goes by the wrong VMA: it is neither reclaimed nor "
+            "migrated, or both while it is still mapped."
+        ),
+        lock="The page table's lock, and the folio's.",
+        source="The cover letter and comments of the series on ANON_VMA_LAZY (2026-05).",
+        eras=_NO_RELEASE,
+        schemes="ANON_VMA_LAZY.",
+        objects="mappings",
+        check=_if_certain(_check_folios),
+        applies=_is_lazy,
     ),
 )
