@@ -336,6 +336,7 @@ def test_audit_json() -> None:
         "transient": [],
         "transient_total": 0,
         "looked": None,
+        "pages": None,
         "in_flight": [],
         "findings_total": 2,
         "findings": [
