@@ -14,7 +14,7 @@ from anonvma_inspect.kernel.page_table import EntryKind, PageTableFormat
 from anonvma_inspect.tables import I64Column, RowColumn, U8Column
 from anonvma_inspect.target.memory import WORD, BoolColumn, U64Column
 
-__all__ = ("Entries", "LookUp", "PageTableWalk", "Spans", "look_up")
+__all__ = ("Entries", "LookUp", "PageTableWalk", "PageTables", "Spans", "look_up")
 
 # Tables read together: 4 MiB of those of 4 KiB.
 _BATCH = 1 << 10
@@ -86,15 +86,21 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class _Level:
-    # Tables of one level: the number of the mm, the first page that they stand for, and where they
-    # are.
+class PageTables:
+    """Tables of one level.
+
+    :ivar mm: As in :class:`Spans`.
+    :ivar page: The first page that each stands for.
+    :ivar address: Where it is.
+    """
+
     mm: I64Column
     page: U64Column
     address: U64Column
 
-    def only(self, part: slice) -> _Level:
-        return _Level(self.mm[part], self.page[part], self.address[part])
+    def only(self, part: slice) -> PageTables:
+        """Some of them."""
+        return PageTables(self.mm[part], self.page[part], self.address[part])
 
 
 class PageTableWalk:
@@ -112,14 +118,14 @@ class PageTableWalk:
         frames = reader.space.room >> form.page_shift
         self._met = np.zeros(frames + 1, dtype=bool) if frames < _MOST_FRAMES else None
 
-    def upper(self, spans: Spans, pgd: U64Column) -> tuple[list[Entries], list[_Level]]:
+    def upper(self, spans: Spans, pgd: U64Column) -> tuple[list[Entries], list[PageTables]]:
         """Walk down to the tables that map pages.
 
         :param pgd: Address of the top table of each mm.
         :return: Entries that map huge pages; and the lowest tables, in batches, for :meth:`leaves`.
         """
         form = self._form
-        level = _Level(np.arange(len(pgd)), np.zeros(len(pgd), dtype=np.uint64), pgd)
+        level = PageTables(np.arange(len(pgd)), np.zeros(len(pgd), dtype=np.uint64), pgd)
         huge = []
         for number in range(form.levels, 1, -1):
             # Top tables can be smaller than a page, and several lie in one.
@@ -127,19 +133,19 @@ class PageTableWalk:
             found = [self._step(part, spans, number) for part in _parts(level)]
             huge += [entries for entries, _ in found]
             below = [tables for _, tables in found]
-            level = _Level(
+            level = PageTables(
                 np.concatenate([_NO_ROWS, *(each.mm for each in below)]),
                 np.concatenate([_NO_WORDS, *(each.page for each in below)]),
                 np.concatenate([_NO_WORDS, *(each.address for each in below)]),
             )
         return huge, _parts(self._only_new(level, True))
 
-    def leaves(self, tables: _Level, spans: Spans) -> Entries:
+    def leaves(self, tables: PageTables, spans: Spans) -> Entries:
         """Read tables that map pages."""
         return self._step(tables, spans, 1)[0]
 
     # Tables that are in RAM and were not met before.
-    def _only_new(self, level: _Level, pages: bool) -> _Level:
+    def _only_new(self, level: PageTables, pages: bool) -> PageTables:
         space, size = self._reader.space, 1 << self._form.page_shift
         good = ~space.wild(level.address)
         if not pages:
@@ -155,9 +161,9 @@ class PageTableWalk:
             good &= ~self._met[place]
             self._met[place[good]] = True
         self.lost += int(np.count_nonzero(~good))
-        return _Level(level.mm[good], level.page[good], level.address[good])
+        return PageTables(level.mm[good], level.page[good], level.address[good])
 
-    def _step(self, tables: _Level, spans: Spans, number: int) -> tuple[Entries, _Level]:
+    def _step(self, tables: PageTables, spans: Spans, number: int) -> tuple[Entries, PageTables]:
         form, reader = self._form, self._reader
         bits = min(form.index_bits, form.address_bits - form.shift(number))
         if number == form.levels:
@@ -184,10 +190,10 @@ class PageTableWalk:
         found = Entries(mm[last], page[last], kinds[last], frame, span[last], 1 << count, stray)
         more = np.flatnonzero(inside & next_one)
         address = form.physical(entries[more]) + np.uint64(reader.space.direct_map)
-        return found, _Level(mm[more], page[more], address)
+        return found, PageTables(mm[more], page[more], address)
 
 
-def _parts(level: _Level) -> list[_Level]:
+def _parts(level: PageTables) -> list[PageTables]:
     return [level.only(slice(at, at + _BATCH)) for at in range(0, len(level.mm), _BATCH)]
 
 

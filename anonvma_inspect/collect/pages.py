@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from anonvma_inspect.collect.folios import FolioReader
-from anonvma_inspect.collect.page_tables import Entries, PageTableWalk, Spans
+from anonvma_inspect.collect.page_tables import Entries, PageTables, PageTableWalk, Spans
 from anonvma_inspect.collect.reader import Progress, Reader
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.folio import FolioEra, MappingKind, resolve_folio_era
@@ -191,12 +191,13 @@ class _Pages:
         self._counts["vmas"] += len(vma)
         huge, tables = self._walk.upper(spans, pgd)
         found = [self._look_at(entries, spans, vma) for entries in huge]
-        done = self._walk.read
-        self._reader.progress("page tables", done)
-        found += run_parallel(
-            lambda part: self._look_at(self._walk.leaves(part, spans), spans, vma), tables
-        )
-        self._reader.progress("page tables", self._walk.read)
+
+        def read(part: PageTables) -> _Found:
+            entries = self._walk.leaves(part, spans)
+            self._reader.progress("page tables", self._walk.read)
+            return self._look_at(entries, spans, vma)
+
+        found += run_parallel(read, tables)
         return [_in_order(found)]
 
     def _look_at(self, entries: Entries, spans: Spans, vma: RowColumn) -> _Found:
