@@ -11,7 +11,7 @@ import functools
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import drgn
@@ -35,6 +35,7 @@ from anonvma_inspect.helpers import for_each_page_mapping
 from anonvma_inspect.in_flight import Audit, audit
 from anonvma_inspect.invariants import pages as rules
 from anonvma_inspect.invariants.base import Finding, State
+from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.tables import NO_ROW, Pages, RowColumn, Tables
 from anonvma_inspect.target import Target, TargetOptions, open_target
@@ -43,7 +44,7 @@ from anonvma_inspect.target.memory import OverlayMemory
 from .captures import CAPTURES, Capture
 from .clirun import Cli
 from .programs import program
-from .running import running
+from .running import field_words, running, words_of
 
 DEEP = [capture for capture in CAPTURES if "deep-" in capture.name]
 EACH = pytest.mark.parametrize("capture", DEEP, ids=[capture.name for capture in DEEP])
@@ -159,7 +160,7 @@ def test_clean(capture: Capture) -> None:
 
 # ---- words changed
 
-CAPTURE = next((capture for capture in DEEP if "6.12" in capture.name), DEEP[0])
+CAPTURE = next(capture for capture in DEEP if capture.name == "deep-pages-6.12")
 #: New words by address.
 Change = dict[int, int]
 CASES: dict[str, tuple[str, Callable[[Tables], Change]]] = {}
@@ -329,11 +330,19 @@ def _mapcount_offset() -> int:
 MAPCOUNT = _mapcount_offset()
 
 
-def findings_with(change: Change) -> list[Finding]:
-    target = dataclasses.replace(
-        CAPTURE.target, memory=OverlayMemory(CAPTURE.target.memory, change)
-    )
-    audited = audit(collect_audit(target, deep=1))
+def changed(change: Mapping[int, int]) -> Target:
+    memory = OverlayMemory(CAPTURE.target.memory, dict(change))
+    return dataclasses.replace(CAPTURE.target, memory=memory)
+
+
+def page_record() -> Record:
+    sources = page_sources(CAPTURE.target)
+    assert not isinstance(sources, str)
+    return sources.era.page
+
+
+def findings_with(change: Mapping[int, int]) -> list[Finding]:
+    audited = audit(collect_audit(changed(change), deep=1))
     assert not audited.failures
     return list(audited.findings())
 
@@ -392,6 +401,64 @@ def test_a_wrong_page_offset_is_one_finding() -> None:
     assert of_index[0].word is None
 
 
+# ---- what is on its way
+
+
+def entry_of(target: Target, tables: Tables, mapping: int, down_to: int = 1) -> tuple[int, int]:
+    """Address and value of the entry that maps a page, or of that of a higher level."""
+    sources = page_sources(target)
+    assert not isinstance(sources, str)
+    form, deep = sources.form, pages_of(tables)
+    mm = int(tables.vmas.mm[deep.mappings.vma[mapping]])
+    address = int(deep.mappings.address[mapping])
+    at = int(tables.mms.address[mm]) + tables.era.mm.offset("pgd")
+    table = words_of(target, at)
+    for level in range(form.levels, down_to - 1, -1):
+        at = table + 8 * (address >> form.shift(level) & 511)
+        entry = words_of(target, at)
+        physical = form.physical(np.array([entry], dtype=np.uint64))
+        table = (int(physical[0]) + target.space.direct_map) % 2**64
+    return at, entry
+
+
+def test_who_migrates_a_page_holds_its_anon_vma() -> None:
+    target, tables = CAPTURE.target, deep_tables(CAPTURE)
+    deep = pages_of(tables)
+    folio, (mapping, *_) = some_folio(tables)
+    at, _ = entry_of(target, tables, int(mapping))
+    frame, record = int(deep.folios.pfn[folio]), tables.era.anon_vma
+    # __swp_entry() of SWP_MIGRATION_WRITE, arch/x86/include/asm/pgtable_64.h.
+    entry = ((~frame << 14) & (2**64 - 1)) >> 5 | 30 << 59
+    count = int(deep.folios.anon_vma_refcount[folio])
+    words = field_words(target, record, int(deep.folios.pointer[folio]), "refcount", count + 1)
+    unmapped = field_words(
+        *(target, page_record(), int(deep.folios.address[folio]), "mapcount", -1)
+    )
+    assert {each.code for each in findings_with(words)} == {"AV404"}
+    assert findings_with({**words, **unmapped, at: entry}) == []
+    found = pages_of(collect_pages(changed({at: entry}), tables))
+    assert found.coverage.waiting == 1
+    row = int(np.flatnonzero(~found.mappings.present)[0])
+    assert int(found.mappings.pfn[row]) == frame
+    walk = read_rmap(changed({at: entry}), frame).walk
+    assert (walk.mapped.sum(), walk.waiting.sum()) == (0, 1)
+
+
+def test_what_a_swapped_page_is_told_as() -> None:
+    target, tables = CAPTURE.target, deep_tables(CAPTURE)
+    _, (mapping, *_) = some_folio(tables)
+    at, _ = entry_of(target, tables, int(mapping))
+    mappings = pages_of(tables).mappings
+    vma, address = int(mappings.vma[mapping]), int(mappings.address[mapping])
+    for entry, said in (
+        (((~0x1234 << 14) & (2**64 - 1)) >> 5 | 2 << 59, "in slot 4660 of swap area 2"),
+        (((~4 << 14) & (2**64 - 1)) >> 5 | 31 << 59, "a marker stands there"),
+        (0, "nothing was faulted in there"),
+    ):
+        with pytest.raises(NotFoundError, match=said):
+            frame_at(changed({at: entry}), tables, vma, address)
+
+
 # ---- kernels that run
 
 
@@ -441,20 +508,18 @@ def page_table_words(target: Target, tables: Tables) -> Iterator[int]:
 
 
 def test_tables_that_lead_to_themselves() -> None:
-    # A top table that is its own next one, on every level of the way to some address.
+    # A table below the top that is its own next one, on every level of the way to some address.
     target, tables = CAPTURE.target, deep_tables(CAPTURE)
-    mappings, sources = pages_of(tables).mappings, page_sources(target)
+    sources = page_sources(target)
     assert not isinstance(sources, str)
-    address = int(mappings.address[0])
-    mm = int(tables.vmas.mm[mappings.vma[0]])
-    at = tables.mms.address[mm] + np.uint64(tables.era.mm.offset("pgd"))
-    rows, _ = target.memory.gather(np.array([at]), 8)
-    pgd = int.from_bytes(rows[0].tobytes(), "little")
+    address = int(pages_of(tables).mappings.address[0])
+    levels = sources.form.levels
+    table = entry_of(target, tables, 0, levels - 1)[0] & ~0xFFF
     change = {
-        pgd + 8 * (address >> sources.form.shift(level) & 511): (pgd - target.space.direct_map)
-        % 2**64
-        | 0x67
-        for level in range(2, sources.form.levels + 1)
+        table + 8 * (address >> sources.form.shift(level) & 511): (
+            (table - target.space.direct_map) % 2**64 | 0x67
+        )
+        for level in range(2, levels)
     }
     broken = dataclasses.replace(target, memory=OverlayMemory(target.memory, change))
     pages = pages_of(collect_pages(broken, tables))

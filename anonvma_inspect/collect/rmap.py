@@ -129,7 +129,7 @@ def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
     kind = EntryKind(int(found.kind[0]))
     if kind in (EntryKind.PAGE, EntryKind.FRAME):
         return int(found.frame[0])
-    what = _NOTHING[kind]
+    what = _NOTHING.get(kind, "")
     if kind is EntryKind.SWAP:
         area, slot = sources.form.swap_slots(found.entry)
         what = f"it is in slot {int(slot[0])} of swap area {int(area[0])}"

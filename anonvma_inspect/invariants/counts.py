@@ -207,6 +207,8 @@ def _check_refcount_high(facts: Facts) -> Verdict:
     if facts.believed.any() and not judged.any():
         return Verdict(0, not_checked="no family of anon_vmas is known as a whole")
     _, most = _references(facts)
+    if facts.pages is not None:
+        most = most + facts.pages.pins
     # The anon_vma that an rmap_item should lead to, or its root, may be any.
     rows = np.flatnonzero(judged & (anon_vmas.refcount > most + facts.ksm_astray))
     message = "an anon_vma has more references than are known"

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.tags import strip_lock_mark
-from anonvma_inspect.tables import NO_ROW, I64Column, Pages, RowColumn
+from anonvma_inspect.tables import NO_ROW, I64Column, Pages, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
 
 if TYPE_CHECKING:
@@ -151,6 +151,20 @@ class PageFacts:
             mappings.folio[mappings.present], minlength=len(self.pages.folios.address)
         )
         return found
+
+    @cached_property
+    def pins(self) -> I64Column:
+        """How many folios of each anon_vma's wait to be mapped again.
+
+        Whoever migrates a folio, or splits a large one, holds a reference to its anon_vma meanwhile
+        (``folio_get_anon_vma()`` before ``try_to_migrate()``), whatever becomes of its VMAs.
+        """
+        mappings, folios = self.pages.mappings, self.pages.folios
+        waiting = marked(len(folios.address), mappings.folio[~mappings.present])
+        row = folios.anon_vma[waiting]
+        count = len(self._facts.tables.anon_vmas.address)
+        pins: I64Column = np.bincount(row[row != NO_ROW], minlength=count)
+        return pins
 
     def page_key(self, rows: RowColumn) -> U64Column:
         """The key of mapped pages in the trees of anon_vmas, as their VMAs have it."""
