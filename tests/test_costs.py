@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections import Counter
 
 import numpy as np
@@ -19,7 +20,7 @@ from anonvma_inspect.tables import NO_ROW, Tables
 
 from .captures import CAPTURES, SOME, Capture
 from .handmade import Model
-from .model.eras import ERAS, Rules
+from .model.eras import ERAS, SCHEMES, Rules
 from .model.image import Image
 from .model.made_up import made_up
 from .model.objects import AnonVma, Avc
@@ -192,6 +193,31 @@ def test_next_fork_of_each_process(rules: Rules, seed: int) -> None:
         assert cost.anon_vmas[mm] == after[0] - before[0]
         assert cost.avcs[mm] == after[1] - before[1]
         assert cost.anon_vmas[mm] + cost.reused[mm] == cost.locked[mm]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_next_fork_with_lazy_anon_vmas(seed: int) -> None:
+    """ANON_VMA_LAZY: single mappings, apart from each other, so that none shares another's."""
+    dice = random.Random(seed)
+    script = [Operation(0, "map", page, 2) for page in range(0, 40, 4)]
+    for born in range(1, 6):
+        for _ in range(4):
+            script.append(Operation(dice.randrange(born), "write", dice.randrange(0, 40, 4), 1))
+        script.append(Operation(dice.randrange(born), "fork", to=born))
+    rules = SCHEMES["lazy"]
+    player, _ = play(rules, script)
+    tables = collect(Image(player.machine, seed).target())
+    cost = fork_cost(tables)
+    for index in sorted(player.machine.processes):
+        task = int(np.flatnonzero(tables.tasks.comm == f"model-{index}".encode())[0])
+        mm = int(tables.tasks.mm[task])
+        again, _ = play(rules, script)
+        before = [len(list(again.machine.live(kind))) for kind in (AnonVma, Avc)]
+        assert again.do(Operation(index, "fork", to=999)) == 0
+        after = [len(list(again.machine.live(kind))) for kind in (AnonVma, Avc)]
+        assert cost.anon_vmas[mm] == after[0] - before[0]
+        assert cost.avcs[mm] == after[1] - before[1]
+    assert cost.anon_vmas.any()
 
 
 def test_what_fork_leaves_out() -> None:

@@ -244,6 +244,23 @@ def test_unfaulted_is_what_the_model_does(seed: int) -> None:
     assert saving.not_known is None
 
 
+def test_kernels_with_the_proposals() -> None:
+    """What they have in place of anon_vmas is counted."""
+    guarded = script(
+        *((0, "map", page, 2) for page in (0, 4)), (0, "guard", 0, 1), (0, "guard", 4, 1)
+    )
+    tables = tables_of(done(UNFAULTED[1], guarded))
+    assert save_unfaulted(tables, find_families(tables)).figures["already_saved"] == 2
+    lazy = script(*START, (0, "map", 12, 2), (0, "write", 12, 1), (0, "fork", 0, 1, 1))
+    tables = tables_of(
+        done(LAZY[1], [*lazy, Operation(0, "map", 20, 2), Operation(0, "write", 20)])
+    )
+    saving = save_lazy(tables, find_families(tables))
+    # The child's two, and the parent's third, which it has not shared.
+    assert saving.figures["vmas_lazy_already"] == 3
+    assert saving.not_known == "this kernel has it"
+
+
 def test_unfaulted_without_page_data() -> None:
     tables = Model().finish().tables()
     saving = save_unfaulted(tables, find_families(tables))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from anonvma_inspect.analysis.saving import listed_vmas
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY, VM_WIPEONFORK
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables
 from anonvma_inspect.target.memory import BoolColumn
@@ -35,7 +36,9 @@ def fork_cost(tables: Tables) -> ForkCost:
 
     Follows ``anon_vma_fork()`` and ``anon_vma_clone()``, ``mm/rmap.c``, and ``dup_mmap()``,
     ``kernel/fork.c`` (v6.1, v6.12): which anon_vma is handed on depends on the order of the chain,
-    that one is does not, but where several VMAs compete for the same ones.
+    that one is does not, but where several VMAs compete for the same ones. With ANON_VMA_LAZY it is
+    the parent's VMAs that get anon_vmas, those that have none; unless they share a neighbour's,
+    which is left out here.
     """
     vmas = tables.vmas
     row = listed_vmas(tables)
@@ -47,14 +50,24 @@ def fork_cost(tables: Tables) -> ForkCost:
         weights = None if weight is None else weight[chosen]
         return np.bincount(mm[chosen], weights=weights, minlength=count).astype(np.int64)
 
-    linked = (vmas.active[row] != NO_ROW) & ((vmas.vm_flags[row] & VM_WIPEONFORK) == 0)
+    tags = tables.era.tags
+    kinds = tags.kinds(vmas.anon_vma_pointer[row], vmas.anon_vma_tag[row])
+    bare = (kinds == AnonVmaKind.LAZY_VMA) | (kinds == AnonVmaKind.LAZY_PARENT)
+    linked = (vmas.active[row] != NO_ROW) | bare
+    linked &= (vmas.vm_flags[row] & VM_WIPEONFORK) == 0
     handed_on = np.zeros(len(vmas.address), dtype=bool)
     handed_on[_handed_on(tables, row[linked])] = True
     reused = handed_on[row] & linked
+    fresh = linked & ~reused
+    # An AVC of a new anon_vma: the child's; or the parent's, and a copy of that.
+    own = fresh.astype(np.int64)
+    if tags.name == "lazy" and tags.enabled is not False:
+        fresh = linked & bare
+        own = 2 * fresh.astype(np.int64)
     return ForkCost(
         vmas=by_mm(np.ones(len(row), dtype=bool)),
-        avcs=by_mm(linked, vmas.chain_length[row]) + by_mm(linked & ~reused),
-        anon_vmas=by_mm(linked & ~reused),
+        avcs=by_mm(linked, vmas.chain_length[row] + own),
+        anon_vmas=by_mm(fresh),
         reused=by_mm(reused),
         locked=by_mm(linked),
     )

@@ -11,6 +11,7 @@ import numpy as np
 
 from anonvma_inspect.analysis.families import Families
 from anonvma_inspect.analysis.saving import Saving, saving_of
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS, guard_flag
 from anonvma_inspect.tables import NO_ROW, Tables, marked
 from anonvma_inspect.target.memory import BoolColumn
@@ -28,6 +29,8 @@ def save_unfaulted(tables: Tables, families: Families) -> Saving:
     flag = np.uint64(guard_flag(tables.era))
     guarded = (vmas.vm_flags & flag) != 0
     faulted = vmas.active != NO_ROW
+    kinds = tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    guarded |= kinds == AnonVmaKind.UNFAULTED
     figures = {
         "already_saved": int(np.count_nonzero(guarded & ~faulted)),
         "guarded_with_anon_vma": int(np.count_nonzero(guarded & faulted)),
