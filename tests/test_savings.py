@@ -414,6 +414,25 @@ def test_sharing_is_what_the_model_does(seed: int) -> None:
     assert saving.figures["avcs_as_meant"] == meant["avcs"]
 
 
+def test_dontfork_shifts_the_neighbour() -> None:
+    """The VMA before has the same anon_vma, and no copy: another stands before the child's.
+
+    As it was merged, the child's shares its parent's all the same, which no snapshot tells.
+    """
+    operations = script(
+        (0, "map", 0, 2),
+        (0, "write", 0),
+        (0, "map", 4, 4),
+        (0, "write", 4),
+        (0, "protect", 6, 2, 0, READ),
+        (0, "advise", 4, 2, 0, DONTFORK),
+        (0, "fork", 0, 1, 1),
+    )
+    tables = tables_of(done(SHARING[0], operations))
+    assert save_sharing(tables, find_families(tables)).anon_vmas == 0
+    assert saved(SHARING, operations)["anon_vmas"] == 1
+
+
 def test_as_merged_two_processes_have_one_active() -> None:
     """Why it is gone."""
     operations = script(*START, (0, "protect", 2, 2, 0, READ), (0, "fork", 0, 1, 1))
