@@ -444,6 +444,28 @@ def test_who_migrates_a_page_holds_its_anon_vma() -> None:
     assert (walk.mapped.sum(), walk.waiting.sum()) == (0, 1)
 
 
+def test_a_page_in_the_swap_cache() -> None:
+    target, tables = CAPTURE.target, deep_tables(CAPTURE)
+    folio, (mapping, *_) = some_folio(tables)
+    at, _ = entry_of(target, tables, int(mapping))
+    sources = page_sources(target)
+    assert not isinstance(sources, str)
+    address = int(pages_of(tables).folios.address[folio])
+    flags = int(pages_of(tables).folios.flags[folio]) | sources.era.flags["swapcache"]
+    # swp_entry(2, 0x1234), include/linux/swapops.h; and as x86 has it in page tables.
+    words = {
+        **field_words(target, page_record(), address, "flags", flags),
+        **field_words(target, page_record(), address, "private", 2 << 58 | 0x1234),
+    }
+    entry = ((~0x1234 << 14) & (2**64 - 1)) >> 5 | 2 << 59
+    frame = int(pages_of(tables).folios.pfn[folio])
+    walk = read_rmap(changed({**words, at: entry}), frame).walk
+    assert (walk.mapped.sum(), walk.swapped.sum()) == (0, 1)
+    # In another slot, it is another page's.
+    walk = read_rmap(changed({**words, at: entry ^ 1 << 9}), frame).walk
+    assert walk.swapped.sum() == 0
+
+
 def test_what_a_swapped_page_is_told_as() -> None:
     target, tables = CAPTURE.target, deep_tables(CAPTURE)
     _, (mapping, *_) = some_folio(tables)

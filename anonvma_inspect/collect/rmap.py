@@ -27,6 +27,7 @@ __all__ = ("Rmap", "RmapWalk", "find_frame", "frame_at", "read_rmap")
 
 # Looked up at once; of more, only the page that was asked for is.
 _MOST_PAGES = 1 << 22
+_SWAP_TYPE_SHIFT = 58
 _NO_ROWS: I64Column = np.empty(0, dtype=np.int64)
 
 
@@ -40,6 +41,7 @@ class RmapWalk:
     :ivar mapped: How many of these its page tables map.
     :ivar whole: One entry maps them all.
     :ivar waiting: How many wait, e.g. while the folio is migrated.
+    :ivar swapped: How many have an entry that names the place in swap that the folio has.
     :ivar known: The page tables are in the target.
     :ivar visited: How many VMAs the walk visits; KSM's passes over more than it leads to.
     """
@@ -50,6 +52,7 @@ class RmapWalk:
     mapped: I64Column
     whole: BoolColumn
     waiting: I64Column
+    swapped: I64Column
     known: BoolColumn
     visited: int
 
@@ -179,9 +182,9 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
         rmap_items = tables.rmap_items
         node = tables.stable_nodes.address[rmap_items.node]
         items = np.flatnonzero(node == folio.pointer[0])
-        walk = _walk_ksm(reader, sources, tables, items, frame)
+        walk = _walk_ksm(reader, sources, tables, folio, items, frame)
     else:
-        walk = _found(reader, sources, tables, _NO_ROWS, folio.pointer[:0], _NO_ROWS, frame)
+        walk = _found(reader, sources, tables, folio, _NO_ROWS, folio.pointer[:0], _NO_ROWS, frame)
     flags = int(folio.flags[0])
     return Rmap(
         dataclasses.replace(tables, holes=reader.holes(tables.holes)),
@@ -214,13 +217,18 @@ def _walk_anon(
     address = vmas.vm_start[vma] + ((start - vmas.key_first[vma]) << shift)
     covered = (end - start).astype(np.int64) + 1
     page = folio.pfn[0] + (start - low)
-    return _found(reader, sources, tables, vma, address, covered, frame, page)
+    return _found(reader, sources, tables, folio, vma, address, covered, frame, page)
 
 
 # For each rmap_item, the VMAs in the tree of its anon_vma that have its address: of its own mm, and
 # of those that its mm was forked into.
 def _walk_ksm(
-    reader: Reader, sources: PageSources, tables: Tables, items: RowColumn, frame: int
+    reader: Reader,
+    sources: PageSources,
+    tables: Tables,
+    folio: Folios,
+    items: RowColumn,
+    frame: int,
 ) -> RmapWalk:
     rmap_items, nodes, vmas = tables.rmap_items, tables.nodes, tables.vmas
     shift = np.uint64(sources.form.page_shift)
@@ -242,7 +250,8 @@ def _walk_ksm(
     _, first_of = np.unique(np.stack([vma.astype(np.uint64), address]), axis=1, return_index=True)
     chosen = np.sort(first_of)
     vma, address = vma[chosen], address[chosen]
-    walk = _found(reader, sources, tables, vma, address, np.ones(len(vma), dtype=np.int64), frame)
+    one = np.ones(len(vma), dtype=np.int64)
+    walk = _found(reader, sources, tables, folio, vma, address, one, frame)
     return dataclasses.replace(walk, visited=visited)
 
 
@@ -250,6 +259,7 @@ def _found(
     reader: Reader,
     sources: PageSources,
     tables: Tables,
+    folio: Folios,
     vma: RowColumn,
     address: U64Column,
     covered: I64Column,
@@ -267,10 +277,11 @@ def _found(
         at = address + np.where(within, inside, 0).astype(np.uint64) * size
         first = np.full(len(vma), frame, dtype=np.uint64)
     which = np.repeat(np.arange(len(vma)), looked)
-    step = np.arange(len(which)) - np.repeat(np.cumsum(looked) - looked, looked)
-    step = step.astype(np.uint64)
+    within_run = np.arange(len(which)) - np.repeat(np.cumsum(looked) - looked, looked)
+    step: U64Column = within_run.astype(np.uint64)
     entries = _look_up(reader, sources, tables, vma[which], at[which] + step * size)
-    same = entries.frame == first[which] + step
+    wanted: U64Column = first[which] + step
+    same = entries.frame == wanted
     count = len(vma)
 
     def number(chosen: BoolColumn) -> I64Column:
@@ -284,9 +295,24 @@ def _found(
         mapped=number(mapped),
         whole=number(mapped & (entries.pages > 1)) > 0,
         waiting=number(same & (entries.kind == EntryKind.FRAME)),
+        swapped=number(_in_swap(sources, folio, entries, wanted)),
         known=number(~entries.known) == 0,
         visited=len(vma),
     )
+
+
+# Which entries name the place in swap of some page frames of a folio in the swap cache. Folios keep
+# it as include/linux/swapops.h packs it: SWP_TYPE_SHIFT (v5.10, v7.3).
+def _in_swap(sources: PageSources, folio: Folios, entries: LookUp, frame: U64Column) -> BoolColumn:
+    flags = sources.era.flags
+    cached = int(folio.flags[0]) & flags.get("swapcache", 0)
+    if not cached or not int(folio.flags[0]) & flags.get("swapbacked", 0):
+        return np.zeros(len(frame), dtype=bool)
+    area, slot = sources.form.swap_slots(entries.entry)
+    own_area, own_slot = divmod(int(folio.private[0]), 1 << _SWAP_TYPE_SHIFT)
+    found: BoolColumn = (entries.kind == EntryKind.SWAP) & (area == np.uint64(own_area))
+    found &= slot == np.uint64(own_slot) + (frame - folio.pfn[0])
+    return found
 
 
 def _look_up(

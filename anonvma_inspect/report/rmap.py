@@ -143,6 +143,8 @@ class RmapReport:
             return style.warn("its page tables are not in the target")
         if walk.waiting[index]:
             return f"{counted(int(walk.waiting[index]), 'page')} in migration"
+        if walk.swapped[index] and not mapped:
+            return f"{counted(int(walk.swapped[index]), 'page')} swapped out"
         if not mapped:
             return "does not map it"
         if walk.whole[index] and mapped == covered:
@@ -192,5 +194,6 @@ class RmapReport:
             "mapped": int(walk.mapped[index]),
             "whole": bool(walk.whole[index]),
             "waiting": int(walk.waiting[index]),
+            "swapped": int(walk.swapped[index]),
             "known": bool(walk.known[index]),
         }
