@@ -9,11 +9,13 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+from drgn import Object, Program
 
 from anonvma_inspect.cli import options
 from anonvma_inspect.collect import collect, collect_tag_scheme
 from anonvma_inspect.collect.mm_store import MmStore
 from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.helpers import anon_vma as helpers
 from anonvma_inspect.in_flight import audit
 from anonvma_inspect.kernel.tag_schemes import (
     SWITCHES,
@@ -33,10 +35,12 @@ from anonvma_inspect.tables import NO_ROW, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.layouts import Field, Layouts
 from anonvma_inspect.target.memory import OverlayMemory
+from anonvma_inspect.target.program import target_of
 from anonvma_inspect.target.symbols import SYMBOLS
 
 from .captures import CAPTURES, FIXTURES
 from .clirun import Cli
+from .programs import vma_at, with_words
 
 POINTER = Declared(True, "struct anon_vma *", {})
 WORD = Declared(False, "unsigned long", {})
@@ -391,3 +395,25 @@ def test_answers_say_what_was_found(cli: Cli, command: list[str]) -> None:
     assert facts["target"]["tag_scheme"] == "lazy"
     assert facts["target"]["tag_scheme_evidence"] in said
     assert facts["target"]["tag_scheme_enabled"] is None
+
+
+def test_helpers_decode_what_the_words_of_all_vmas_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = next(each for each in CAPTURES if each.name == "forktree-7.2")
+    words = root_vmas(sample()[1])
+    prog = with_words(capture, dict(words))
+
+    def retyped(of: Program) -> Target:
+        target = target_of(of)
+        return replace(target, layouts=Retyped(target.layouts, "unsigned long"))
+
+    monkeypatch.setattr(helpers, "declared_scheme", lambda layouts: WORD)
+    monkeypatch.setattr(helpers, "target_of", retyped)
+    offset = sample()[1].era.vma.offset("anon_vma")
+    for at, word in words.items():
+        vma = vma_at(prog, at - offset)
+        decoded = helpers.decode_vma_anon_vma(vma)
+        tag = word & 7
+        kind, type_ = {2: ("lazy_vma", "vm_area_struct"), 1: ("lazy_parent", "anon_vma")}[tag]
+        assert (decoded.raw, decoded.tag, decoded.kind) == (word, tag, kind)
+        assert decoded.pointer == Object(prog, f"struct {type_} *", word & ~7)
+        assert not helpers.vma_anon_vma(vma)
