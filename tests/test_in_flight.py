@@ -451,6 +451,25 @@ def upgrade_of_a_child_before_the_count() -> Scene:
 
 
 @state
+def fork_of_a_lazy_child() -> Scene:
+    model, mms, _ = lazy_family()
+    child, new, old = half_fork(model, mms[1])
+    model._clone(new, old)
+    new.lazy = old.active
+    finish(model, child)
+    lock(model.tasks[1], mms[1], child)
+    return Scene(model, "fork", {"AV202"}, [child, mms[1]], anon_vma_of(old))
+
+
+@state
+def fork_of_a_lazy_child_before_the_word() -> Scene:
+    scene = fork_of_a_lazy_child()
+    scene.model.mms[-1].vmas[0].anon_vma = 0
+    scene.codes |= {"AV105", "AV404"}
+    return scene
+
+
+@state
 def unlink_of_a_lazy_child() -> Scene:
     model, mms, vma = lazy_family()
     finish(model)

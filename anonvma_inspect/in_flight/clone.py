@@ -11,6 +11,7 @@ from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
 from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW, RowColumn
 
 __all__ = ("recognise",)
@@ -96,11 +97,13 @@ def _forked(scene: Scene, vma: int) -> Operation | None:
     active = int(vmas.active[vma])
     own = active != NO_ROW and not (of_source == active).any()
     parent = int(vmas.active[source])
-    lent = bool(scene.facts.explained[vma]) and parent != NO_ROW
-    if lent and vmas.anon_vma_pointer[vma] != scene.tables.anon_vmas.address[parent]:
-        return None
-    if vmas.anon_vma_pointer[vma] and active == NO_ROW and not lent:
-        return None
+    # ANON_VMA_LAZY: the parent's, with a tag, and a reference that is taken before that.
+    lent = scene.tables.era.tags.name == "lazy" and parent != NO_ROW and active == NO_ROW
+    if vmas.anon_vma_pointer[vma] and active == NO_ROW:
+        lent &= bool(facts.vma_kind[vma] == AnonVmaKind.LAZY_PARENT)
+        lent &= bool(vmas.anon_vma_pointer[vma] == scene.tables.anon_vmas.address[parent])
+        if not lent:
+            return None
     if own and not _is_own(scene, vma, source, active, members, of_source):
         return None
     inherited = members[members != active] if own else members

@@ -13,6 +13,7 @@ import numpy as np
 from anonvma_inspect.in_flight.layout import copied, lay_out
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import (
     NO_ROW,
     AnonVmas,
@@ -248,9 +249,14 @@ class Draft:
             family = (self._facts.root_row == anon_vma) & anon_vmas.reached
             family[anon_vma] = (nodes.anon_vma == anon_vma).any()
             known = np.count_nonzero(family) + self._facts.ksm_references[anon_vma]
-            known += self._facts.lent_references[1][anon_vma]
+            known += np.count_nonzero(self._lent() == anon_vma)
             surplus = int(anon_vmas.refcount[anon_vma] - known)
             anon_vmas.refcount[anon_vma] -= min(max(surplus, 0), count)
+
+    # Rows of the anon_vmas that VMAs have from their parents (ANON_VMA_LAZY).
+    def _lent(self) -> RowColumn:
+        vmas = self._facts.vmas_of_kind(AnonVmaKind.LAZY_PARENT)
+        return self._facts.lent_by(vmas[self._vmas.anon_vma[vmas] != 0])
 
     # An anon_vma that nothing leads to any more is not judged.
     def _new_reached(self, vmas: Vmas, links: Links, anon_vmas: AnonVmas) -> BoolColumn:
@@ -259,7 +265,7 @@ class Draft:
         held = marked(count, vmas.active)
         held |= marked(count, self._facts.avc_anon_vma_row[links.avc])
         held |= marked(count, tables.rmap_items.anon_vma_row)
-        held |= self._facts.lent_references[1] > 0
+        held |= marked(count, self._lent())
         held |= marked(count, self._facts.root_row[held])
         reached = anon_vmas.reached.copy()
         stale = np.array(sorted(self._stale), dtype=np.int64)
