@@ -10,6 +10,7 @@ import click
 from anonvma_inspect.analysis.difference import summarize
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import UsageError
@@ -29,15 +30,26 @@ __all__ = ("command",)
     help="Of a target that runs: read it now and so many seconds later.",
 )
 @click.option(
+    "--pid",
+    "pids",
+    multiple=True,
+    metavar="PID",
+    help="Only the families of this process, which both must have (repeatable).",
+)
+@click.option(
     "--slabs/--no-slabs",
     default=None,
     help="Also look at all slabs for objects that nothing leads to (the default, but for a machine "
-    "that runs).",
+    "that runs and with --pid).",
 )
 @shared_options
 @click.pass_obj
 def command(
-    settings: Settings, files: tuple[str, ...], every: float | None, slabs: bool | None
+    settings: Settings,
+    files: tuple[str, ...],
+    every: float | None,
+    pids: tuple[str, ...],
+    slabs: bool | None,
 ) -> int:
     """What has changed from one reading to another.
 
@@ -46,6 +58,9 @@ def command(
     nothing leads to any more.
     """
     session = Session(settings)
+    numbers = [parse_pid(pid) for pid in pids]
+    if numbers and slabs:
+        raise UsageError("--slabs is of all processes: leave out --pid")
     if len(files) > 2:
         raise UsageError("diff compares two: A and B")
     if files and every is not None:
@@ -56,20 +71,20 @@ def command(
             raise UsageError("diff compares two: name another file, or one with -c")
         before, after = first.open(), _named(settings, files[-1]).open()
         sessions = (first, _named(settings, files[-1]))
-        tables = _read(sessions[0], before, slabs)
+        tables = _read(sessions[0], before, numbers, slabs)
         one = summarize(tables)
         one_facts, one_complete = target_facts(before, tables), tables.complete
-        tables = _read(sessions[1], after, slabs)
+        tables = _read(sessions[1], after, numbers, slabs)
     else:
         before = session.open()
         if not before.live or every is None:
             raise UsageError("diff compares two: name A and B, or say --every of one that runs")
-        tables = _read(session, before, slabs)
+        tables = _read(session, before, numbers, slabs)
         one = summarize(tables)
         one_facts, one_complete = target_facts(before, tables), tables.complete
         time.sleep(every)
         after = before.again()
-        tables = _read(session, after, slabs)
+        tables = _read(session, after, numbers, slabs)
     report = DiffReport(
         one_facts,
         target_facts(after, tables),
@@ -91,10 +106,10 @@ def _named(settings: Settings, path: str) -> Session:
     return Session(replace(settings, kind="core", paths={**paths, "core": path}))
 
 
-def _read(session: Session, target: Target, slabs: bool | None) -> Tables:
-    if slabs or (slabs is None and not target.live):
+def _read(session: Session, target: Target, pids: list[int], slabs: bool | None) -> Tables:
+    if not pids and (slabs or (slabs is None and not target.live)):
         return session.collect_audit(target, leaks=True)
-    return session.collect(target)
+    return session.collect(target, pids)
 
 
 # Each boot puts the kernel and its direct map elsewhere, if nothing else is told apart.
