@@ -99,6 +99,13 @@ def test_leaks_come_first() -> None:
     assert lines[1] == "  0xffff888000800000"
 
 
+def test_leaks_of_a_kernel_that_runs() -> None:
+    before, after = summarize(tables_of(family())), summarize(tables_of(grown()))
+    facts = dataclasses.replace(FACTS, kind="kcore")
+    lines = list(DiffReport(facts, facts, before, after, True, True).text(PLAIN))
+    assert "of a kernel that runs, some may be on their way: audit --leaks confirms" in lines
+
+
 def test_text() -> None:
     lines = "".join(render(report(tables_of(grown()), tables_of(family())), "table", PLAIN))
     assert lines.startswith("leaks: no more than before (0)\n")
