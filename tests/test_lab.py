@@ -18,8 +18,9 @@ from labkit.aim import Change
 from labkit.apt import Package, newest
 from labkit.build import CONFIGS, missing_options
 from labkit.capture import Lab, Prepared
+from labkit.console import complaints
 from labkit.errors import BootError, GuestError, LabError
-from labkit.faults import Operation, Step, complaints, failed_in
+from labkit.faults import Operation, Step, failed_in
 from labkit.figures import figures
 from labkit.gdbstub import packet
 from labkit.initramfs import Archive
@@ -293,7 +294,8 @@ def test_workloads_have_parameters_and_fixtures() -> None:
 
 def test_fixtures_cover_all() -> None:
     plans = FIXTURES.values()
-    assert {one.kernel for one in plans} == set(KERNELS)
+    # But for that which is a bug from the first process on.
+    assert {one.kernel for one in plans} == set(KERNELS) - {"7.3-forgetful"}
     # The others have no end, or are too large.
     assert {one.workload for one in plans} == set(WORKLOADS) - {"storm", "large"}
     assert all(name.endswith(f"{one.workload}-{one.kernel}") for name, one in FIXTURES.items())

@@ -5,7 +5,8 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
 
     kernels    which kernels there are, fetched through apt and unpacked into a cache; suites is apt
                for other suites and architectures, symbols what a kernel does not tell of itself;
-               build makes those of our own configuration
+               build makes those of our own configuration; edits changes their source; foreign
+               is a kernel that somebody else built
     machines   the architectures of guests; busybox and modules what goes into one
     programs   the C programs (workloads, witness), compiled static; packages those of Debian's
     initramfs  a cpio archive written here, byte by byte; interpreter one with Python in it
@@ -19,6 +20,7 @@ an initramfs, boots a guest, runs a workload, lets the guest say what is there, 
     aim        words to change, and what an audit says of them; gdbstub changes them in a guest
     kdump      the same by crashing the guest, with makedumpfile in a second kernel
     faults     a dump after each allocation that failed; judge is the package's verdict on one
+    check      a verdict on any kernel; console is what a kernel complains of
     verdict    the same as the command line gives it
     fixtures   dumps made into fixtures
     figures    what a workload must come to, worked out by hand

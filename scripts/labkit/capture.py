@@ -11,11 +11,12 @@ from typing import Any
 
 from . import initramfs, manifest
 from .busybox import find_busybox
+from .console import complaints
 from .errors import BootError, GuestError
 from .figures import figures
 from .guest import Guest, qemu_version
 from .interpreter import package_archive, python_archive
-from .kernels import KernelImage, config_facts, fetch, fetch_system_map, kernel
+from .kernels import Kernel, KernelImage, config_facts, fetch, fetch_system_map, kernel
 from .machines import MACHINES, Machine
 from .modules import find_modules
 from .programs import compile_program
@@ -59,20 +60,29 @@ class Lab:
         self.timeout = timeout
 
     def prepare(
-        self, plan: Plan, options: list[str], files: Mapping[str, bytes] | None = None
+        self,
+        plan: Plan,
+        options: list[str],
+        files: Mapping[str, bytes] | None = None,
+        chosen: tuple[Kernel, KernelImage] | None = None,
     ) -> Prepared:
-        """Fetch the kernel, compile the programs, build the initramfs with further files in it."""
-        wanted = kernel(plan.kernel)
+        """Fetch the kernel, compile the programs, build the initramfs with further files in it.
+
+        :param chosen: A kernel that is here already, and not the lab's perhaps.
+        """
+        wanted = chosen[0] if chosen else kernel(plan.kernel)
         machine = MACHINES[wanted.architecture]
         require(for_capture(machine))
-        image = fetch(wanted, self.cache)
+        image = chosen[1] if chosen else fetch(wanted, self.cache)
         self.say(f"{plan.name}: {image.package.name} {image.package.version}")
         command = [*options, f"/lab/{plan.workload}", *plan.arguments()]
-        modules = find_modules(image.root, wanted.modules)
+        modules = find_modules(image.root, wanted.modules, image.release)
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
             programs = {
                 name: compile_program(name, Path(scratch) / name, machine.compiler)
-                for name in (("storm", "many") if plan.shell else ("witness", plan.workload))
+                for name in (
+                    ("storm", "many") if plan.shell else ("witness", plan.workload, *plan.programs)
+                )
             }
             busybox = find_busybox(wanted, self.cache)
             if plan.shell:
@@ -184,6 +194,8 @@ class Lab:
 
         self.run(prepared, work)
         made = self.describe(prepared, command, words[-1])
+        console = self.cache / f"{plan.name}.console"
+        made["complaints"] = complaints(console.read_text(errors="replace"))
         self.write_map(prepared, made, core)
         return made
 

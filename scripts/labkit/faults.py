@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .capture import Lab, Say
+from .console import complaints
 from .guest import Guest
 from .specs import Plan
 from .word import Event, parse_event
 
-__all__ = ("Operation", "Step", "complaints", "failed_in", "run_faults")
+__all__ = ("Operation", "Step", "failed_in", "run_faults")
 
 # Slab caches apart, so that what is left over can be counted; and no message is held back.
 APPEND = "slab_nomerge printk.devkmsg=on"
@@ -27,11 +28,6 @@ _ALLOCATOR = re.compile(
     r"|pagetable_alloc|bulk|kmemdup"
 )
 _FRAME = re.compile(r"^(?:\[[^\]]*\] )? ?([A-Za-z_]\w*)(?:\.\w+)*\+0x[0-9a-f]+/0x[0-9a-f]+", re.M)
-_COMPLAINT = re.compile(
-    r"^.*(?:WARNING: |BUG: |kernel BUG|Oops|general protection|KASAN|UBSAN|INFO: |refcount_t:"
-    r"|Bad rss-counter|Bad page|list_(?:add|del) corruption|VM_BUG|Call Trace leak).*$",
-    re.M,
-)
 
 
 def failed_in(console: str) -> str | None:
@@ -42,11 +38,6 @@ def failed_in(console: str) -> str | None:
     _, _, after = console.partition("FAULT_INJECTION: forcing a failure")
     names = (match.group(1) for match in _FRAME.finditer(after))
     return next((name for name in names if not _ALLOCATOR.match(name)), None)
-
-
-def complaints(console: str) -> list[str]:
-    """What the kernel itself found wrong."""
-    return [match.group().strip() for match in _COMPLAINT.finditer(console)]
 
 
 @dataclass(frozen=True)

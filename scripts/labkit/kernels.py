@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .apt import Apt, Package, extract, newest, unpack
-from .build import CONFIGS, build
+from .build import CONFIGS, build, build_edited
 from .cache import locked
+from .edits import set_digest
 from .errors import LabError
 from .suites import other_suites
 from .symbols import pick
@@ -49,6 +50,13 @@ class Kernel:
     modules: tuple[str, ...] = ("qemu_fw_cfg",)
     #: For a kernel that is built here, its configuration: a file in ``configs``.
     config: str | None = None
+    #: Further lines for that: build switches.
+    options: tuple[str, ...] = ()
+    #: Sets of edits to its source, in ``kernel-edits``; each is made to what those before it made.
+    edits: tuple[str, ...] = ()
+    #: For an edited one, the tree it is built in, and with it the objects: its own name, or that of
+    #: another from which it differs little.
+    tree: str | None = None
     #: Words for its command line.
     append: str = ""
 
@@ -111,6 +119,31 @@ KERNELS = {
             config="faults",
             append="qemu_fw_cfg.ioport=12@0x510",
         ),
+        *(
+            Kernel(
+                f"7.3-{name}",
+                r"linux-source-7\.3",
+                suites=("trixie-backports", "sid"),
+                makedumpfile=("sid",),
+                modules=(),
+                config="anon-vma",
+                options=options,
+                edits=edits,
+                tree=f"7.3-{tree}",
+                append="qemu_fw_cfg.ioport=12@0x510",
+            )
+            for name, tree, edits, options in (
+                # As Debian has it, for comparison; and with a bug of ours.
+                ("plain", "plain", (), ()),
+                ("forgetful", "plain", ("forgetful",), ()),
+                ("unfaulted", "unfaulted", ("word", "unfaulted"), ()),
+                ("lazy", "lazy", ("word", "lazy"), ()),
+                (
+                    *("lazy-posted", "lazy", ("word", "lazy")),
+                    ("CONFIG_ANON_VMA_LAZY_AS_POSTED=y",),
+                ),
+            )
+        ),
     )
 }
 
@@ -122,6 +155,8 @@ class KernelImage:
     package: Package
     release: str
     root: Path
+    #: The image, where it is not where packages have it.
+    image: Path | None = None
 
     @property
     def debug_package(self) -> str:
@@ -130,7 +165,7 @@ class KernelImage:
 
     @property
     def vmlinuz(self) -> Path:
-        return _one(self.root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
+        return self.image or _one(self.root, "boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz")
 
     @property
     def config(self) -> Path:
@@ -171,7 +206,8 @@ def _resolve(wanted: Kernel, pattern: str, cache: Path) -> tuple[Apt, Package]:
 def fetch(wanted: Kernel, cache: Path) -> KernelImage:
     """Download and unpack the newest package of a kernel, unless the cache has it.
 
-    One that is built here takes some ten minutes and 3 GB, once.
+    One that is built here takes some ten minutes and 3 GB, once; an edited one keeps them, and
+    takes a minute or two when its edits change.
     """
     apt, package = _resolve(wanted, wanted.pattern, cache)
     root = cache / "kernels" / f"{package.name}_{package.version.replace(':', '_')}"
@@ -203,19 +239,34 @@ def _fetch(apt: Apt, package: Package, root: Path) -> None:
         partial.rename(root)
 
 
-def _build(wanted: Kernel, apt: Apt, package: Package, source: Path) -> KernelImage:
+# A configuration that does not name its kernel is shared by several.
+def _config(wanted: Kernel) -> str:
     assert wanted.config is not None
-    config = CONFIGS / wanted.config
-    digest = hashlib.sha256(config.read_bytes()).hexdigest()[:8]
-    root = source.with_name(f"{source.name}_{wanted.config}-{digest}")
-    with locked(source.parent.parent, f"build-{wanted.config}"):
+    text = "".join([(CONFIGS / wanted.config).read_text(), *(f"{one}\n" for one in wanted.options)])
+    if "CONFIG_LOCALVERSION=" not in text:
+        text += f'CONFIG_LOCALVERSION="-{wanted.name.partition("-")[2]}"\n'
+    return text
+
+
+def _build(wanted: Kernel, apt: Apt, package: Package, source: Path) -> KernelImage:
+    config = _config(wanted)
+    made_of = config.encode() + (set_digest(wanted.edits) if wanted.edits else b"")
+    suffix = f"{wanted.name.partition('-')[2]}-{hashlib.sha256(made_of).hexdigest()[:8]}"
+    root = source.with_name(f"{source.name}_{suffix}")
+    cache = source.parent.parent
+    with locked(cache, f"build-{wanted.tree or wanted.config}"):
         if not root.is_dir():
             require(for_build())
             partial = root.with_name(root.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             deb = apt.download(package, partial)
-            build(deb, config, partial)
+            if wanted.tree is None:
+                build(deb, config, partial)
+            else:
+                tree = cache / "trees" / f"{wanted.tree}_{package.version.replace(':', '_')}"
+                tree.parent.mkdir(parents=True, exist_ok=True)
+                build_edited(deb, config, wanted.edits, tree, partial)
             deb.unlink()
             partial.rename(root)
     release = _one(root, "lib/modules/*").name

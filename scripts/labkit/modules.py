@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .errors import LabError
 
-__all__ = ("find_modules", "needs", "read_module")
+__all__ = ("find_modules", "has_module", "modules_root", "needs", "read_module")
 
 _FOLDERS = ("lib/modules", "usr/lib/modules")
 
@@ -33,19 +33,36 @@ def needs(module: bytes) -> list[str]:
     return match.group(1).decode().split(",") if match and match.group(1) else []
 
 
-def find_modules(root: Path, names: Iterable[str]) -> list[Path]:
+def modules_root(image: Path, release: str) -> Path | None:
+    """The directory above an image that has its modules, as a system or a package has them."""
+    for parent in image.parents:
+        if any((parent / folder / release).is_dir() for folder in _FOLDERS):
+            return parent
+    return None
+
+
+def _files(root: Path, release: str) -> dict[str, Path]:
+    return {
+        _plain(path.name): path
+        for folder in _FOLDERS
+        for path in root.glob(f"{folder}/{release}/kernel/**/*.ko*")
+    }
+
+
+def has_module(root: Path, release: str, name: str) -> bool:
+    """Whether a kernel has this as a module; not if it is built in."""
+    return _plain(name) in _files(root, release)
+
+
+def find_modules(root: Path, names: Iterable[str], release: str = "*") -> list[Path]:
     """The modules of an unpacked kernel, each behind those it needs; built-in ones left out."""
     builtin = {
         _plain(line.rpartition("/")[2])
         for folder in _FOLDERS
-        for file in root.glob(f"{folder}/*/modules.builtin")
+        for file in root.glob(f"{folder}/{release}/modules.builtin")
         for line in file.read_text().splitlines()
     }
-    files = {
-        _plain(path.name): path
-        for folder in _FOLDERS
-        for path in root.glob(f"{folder}/*/kernel/**/*.ko*")
-    }
+    files = _files(root, release)
     ordered: dict[str, Path] = {}
 
     def add(name: str) -> None:

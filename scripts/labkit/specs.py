@@ -17,9 +17,10 @@ __all__ = ("FIXTURES", "PARAMETERS", "Plan", "fixture", "plan", "word_options")
 PARAMETERS: dict[str, dict[str, int]] = {
     "forktree": {"depth": 4, "fan": 3, "slots": 6, "pages": 6, "percent": 40},
     "forkchain": {"chains": 8, "length": 12, "slots": 6, "pages": 4, "percent": 50},
-    "vmaops": {"processes": 10, "operations": 120, "pages": 64},
+    "vmaops": {"processes": 10, "operations": 120, "pages": 64, "guards": 0},
     "mixed": {},
     "special": {},
+    "guards": {},
     "pages": {"pages": 32, "sharing": 3},
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
@@ -62,6 +63,8 @@ class Plan:
     kdump: Filter | None = None
     memory: int = 256
     cpus: int = 2
+    #: Further programs for the guest.
+    programs: tuple[str, ...] = ()
     #: Run lines that the guest is told (:class:`~.shell.Shell`), with Python and the package in it,
     #: instead of the workload.
     shell: bool = False
@@ -124,6 +127,7 @@ _ASKED: dict[str, dict[str, object]] = {
     "mixed": {"smaps": True, "append": "kfence.sample_interval=1"},
     "pages": {"smaps": True},
     "special": {"smaps": True},
+    "guards": {"smaps": True},
     "vmaops": {"smaps": True},
     "faults": {"smaps": True},
     # Preempted anywhere, where that is a choice.
@@ -153,6 +157,17 @@ _KDUMPED = (
 
 # With what page tables and folios say, which is no part of other snapshots.
 _DEEP = ("6.12", "7.3", "6.12-arm64", "5.10")
+
+# On kernels of our own.
+_OWN: tuple[tuple[str, str, list[str]], ...] = (
+    ("vmaops", "7.3-unfaulted", ["guards=25", "processes=8", "pages=32"]),
+    ("guards", "7.3-unfaulted", []),
+    ("vmaops", "7.3-lazy", ["processes=8", "pages=32"]),
+    ("forktree", "7.3-lazy", ["depth=3"]),
+    ("forkchain", "7.3-lazy", []),
+    ("forktree", "7.3-plain", ["depth=3"]),
+    ("forkchain", "7.3-lazy-posted", []),
+)
 
 # Kernels that are preempted in few places, with what makes the best of that.
 _WORDS = {("locks", kernel): ["members=0"] for kernel in ("5.10", "6.12-arm64")}
@@ -195,6 +210,16 @@ def _fixtures() -> dict[str, Plan]:
             kdump=how,
         )
         for workload, kernel, how in _KDUMPED
+    ]
+    plans += [
+        plan(
+            f"{workload}-{kernel}",
+            kernel,
+            workload,
+            [f"seed={seed}", *words],
+            **{**_ASKED[workload], "shrink": True, "memory": 128},
+        )
+        for seed, (workload, kernel, words) in enumerate(_OWN, start=21)
     ]
     return {plan.name: plan for plan in plans}
 

@@ -444,6 +444,7 @@ static void send_slab(void)
             send_file("slab", key, path);
         }
     send_file("fact", "kfence", "/sys/kernel/debug/kfence/stats");
+    send_file("fact", "anon_vma", "/sys/kernel/debug/anon_vma"); /* of the lab's own kernels */
 }
 
 static void send_facts(void)

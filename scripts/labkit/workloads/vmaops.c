@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
- * Splits, merges and moves, at random: processes, operations, pages, seed.
+ * Splits, merges and moves, at random: processes, operations, pages, guards, seed.
  *
  * Each process has an anonymous area and a private mapping of a file, side by side with a free
  * area to move to, and does random operations on random ranges of them: writes, mprotect(),
  * munmap(), mapping a hole again, mremap() (move, grow, shrink, leaving the old mapping behind),
- * MADV_DONTNEED, and now and then a fork whose child goes on as well. Operations that the kernel
+ * MADV_DONTNEED, and now and then a fork whose child goes on as well; `guards` percent of them, if
+ * any, install guard regions or remove them, half of these everywhere. Operations that the kernel
  * refuses are part of the game, and logged with their errno; of writes, how many pages were written
  * before one faulted. `to` is the protection, the page moved to, or the new number of pages.
  */
@@ -18,9 +19,11 @@
 #define MREMAP_DONTUNMAP 4
 #endif
 
+#define GUARD_INSTALL 102 /* MADV_GUARD_INSTALL, since 6.13 */
+#define GUARD_REMOVE 103
 #define FILE_NAME "/lab/data"
 
-static long pages, operations, seed;
+static long pages, operations, guards, seed;
 static char *area;
 static sigjmp_buf faulted;
 static volatile sig_atomic_t expecting;
@@ -66,14 +69,36 @@ static long map_hole(char *start, unsigned count, int file)
                : 0;
 }
 
+/* Removed everywhere, they are gone from whole mappings, and not only from parts of them. */
+static void guard(uint32_t index)
+{
+    unsigned total = 3 * pages, kind = lab_random(4), from = lab_random(total);
+    unsigned count = 1 + lab_random(pages / 4);
+    long result;
+
+    if (kind == 3) {
+        from = 0;
+        count = total;
+    } else if (from + count > total) {
+        count = total - from;
+    }
+    result = madvise(area + from * LAB_PAGE, count * LAB_PAGE, kind < 2 ? GUARD_INSTALL : GUARD_REMOVE);
+    lab_log("%s index=%u page=%u pages=%u errno=%d", kind < 2 ? "guard" : "unguard", index, from,
+            count, result < 0 ? errno : 0);
+}
+
 /* The three parts of the area, each `pages` long: anonymous, private file, free. */
 static void operate(uint32_t index, int file, int may_fork);
 
 static void run(uint32_t index, int file, int may_fork)
 {
     lab_seed(seed, index);
-    for (long i = 0; i < operations; i++)
-        operate(index, file, may_fork);
+    for (long i = 0; i < operations; i++) {
+        if (guards && lab_chance(guards))
+            guard(index);
+        else
+            operate(index, file, may_fork);
+    }
     lab_log("end index=%u", index);
 }
 
@@ -157,6 +182,7 @@ int main(int argc, char **argv)
 
     pages = lab_parameter(argc, argv, "pages", 64);
     operations = lab_parameter(argc, argv, "operations", 120);
+    guards = lab_parameter(argc, argv, "guards", 0);
     seed = lab_parameter(argc, argv, "seed", 1);
     sigaction(SIGSEGV, &action, NULL);
     sigaction(SIGBUS, &action, NULL);
