@@ -1,0 +1,148 @@
+"""Kernels of our own, with tags in ``vma->anon_vma``, against what they count themselves.
+
+``/sys/kernel/debug/anon_vma`` of such a kernel (scripts/labkit/kernel-edits) has how many VMAs are
+in which state, counted as their words changed; the guest read it before it was dumped.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from anonvma_inspect.in_flight import audit
+from anonvma_inspect.kernel.tags import AnonVmaKind
+
+from .captures import CAPTURES, Capture
+
+OWN = [one for one in CAPTURES if "anon_vma" in one.manifest["word"]["facts"]]
+SOUND = [one for one in OWN if not one.manifest["kernel"]["release"].endswith("-posted")]
+GUARDS = [one for one in OWN if one.manifest["workload"] == "guards"]
+POSTED = [one for one in OWN if one not in SOUND]
+
+# As scripts/labkit/kernel-edits calls the states.
+STATES = {
+    AnonVmaKind.NONE: "none",
+    AnonVmaKind.ANON_VMA: "regular",
+    AnonVmaKind.UNFAULTED: "unfaulted",
+    AnonVmaKind.LAZY_VMA: "vma",
+    AnonVmaKind.LAZY_PARENT: "parent",
+}
+
+own = pytest.mark.parametrize("capture", OWN, ids=lambda capture: capture.name)
+sound = pytest.mark.parametrize("capture", SOUND, ids=lambda capture: capture.name)
+
+
+@dataclass
+class Census:
+    """The kernel's file, taken apart."""
+
+    states: dict[str, int] = field(default_factory=dict)
+    #: Why, from, to.
+    moves: dict[tuple[str, str, str], int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, capture: Capture) -> Census:
+        census = cls()
+        for line in capture.manifest["word"]["facts"]["anon_vma"].splitlines():
+            kind, *names, number = line.split()
+            if kind == "state":
+                census.states[names[0]] = int(number)
+            else:
+                why, before, after = names
+                census.moves[why, before, after] = int(number)
+        return census
+
+
+def kinds(capture: Capture) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+    vmas = capture.tables.vmas
+    return capture.tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+
+
+def mapped(capture: Capture) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    tables = capture.tables
+    inside = np.zeros(len(tables.vmas.address), dtype=np.bool_)
+    inside[tables.slots.vma] = True
+    return inside
+
+
+def test_there_are_some() -> None:
+    assert GUARDS
+
+
+@own
+def test_the_guest_had_no_complaint(capture: Capture) -> None:
+    """The workloads ran to their end, and no WARN or BUG was on the console."""
+    assert capture.manifest["complaints"] == []
+
+
+@own
+def test_scheme_is_found(capture: Capture) -> None:
+    tags = capture.tables.era.tags
+    scheme = capture.manifest["kernel"]["release"].split("-")[1]
+    assert (tags.name, tags.certain) == (scheme, True)
+    if scheme == "unfaulted":
+        assert tags.unfaulted == 1
+    else:
+        assert (tags.vma, tags.parent, tags.enabled) == (1, 2, True)
+
+
+@own
+def test_states_are_as_many_as_the_kernel_counts(capture: Capture) -> None:
+    census, inside, kind = Census.of(capture), mapped(capture), kinds(capture)
+    ours = Counter(STATES[AnonVmaKind(int(value))] for value in kind[inside])
+    theirs = {name: number for name, number in census.states.items() if name != "unmapped"}
+    assert dict(ours) == {name: number for name, number in theirs.items() if number}
+    # Root VMAs that are in no mm's tree any longer.
+    assert int((~inside).sum()) == census.states["unmapped"]
+
+
+@own
+def test_what_the_kernel_counts_adds_up(capture: Capture) -> None:
+    """What came into a state and did not leave it is in it: no transition is left uncounted."""
+    census = Census.of(capture)
+    for state, number in census.states.items():
+        into = sum(count for (_, _, after), count in census.moves.items() if after == state)
+        out = sum(count for (_, before, _), count in census.moves.items() if before == state)
+        assert into - out == number, state
+
+
+@sound
+def test_audit_is_clean(capture: Capture) -> None:
+    made = audit(capture.tables)
+    assert made.complete
+    assert made.findings_total == 0
+
+
+@pytest.mark.parametrize("capture", GUARDS, ids=lambda capture: capture.name)
+def test_guards(capture: Capture) -> None:
+    """Each mapping is in the state that its history must have led to, and forks keep the guards."""
+    tables, kind = capture.tables, kinds(capture)
+    cases = {}
+    for event in capture.manifest["word"]["log"]:
+        if event["event"] == "case":
+            # Of several at one address, the last.
+            cases[event["pid"], int(str(event["at"]), 16)] = (event["name"], event["state"])
+        else:
+            assert event["event"] == "guard"
+            assert event["kept"] == (event["name"] != "wiped"), event
+    assert {state for _, state in cases.values()} == {"none", "unfaulted", "regular"}
+    for (pid, at), (name, state) in cases.items():
+        (task,) = np.flatnonzero(tables.tasks.pid == pid)
+        rows = tables.slots.vma[tables.slots.mm == tables.tasks.mm[task]]
+        (row,) = rows[(tables.vmas.vm_start[rows] <= at) & (at < tables.vmas.vm_end[rows])]
+        assert STATES[AnonVmaKind(int(kind[row]))] == state, name
+
+
+@pytest.mark.parametrize("capture", POSTED, ids=lambda capture: capture.name)
+def test_as_posted_a_shared_anon_vma_costs_its_root_a_reference(capture: Capture) -> None:
+    """Each upgrade that shared an anon_vma that is no root left one more; nothing else is wrong."""
+    made = audit(capture.tables)
+    findings = list(made.findings(1000))
+    assert findings
+    assert {one.code for one in findings} == {"AV404"}
+    surplus = sum(int(one.actual) - int(one.expected) for one in findings)
+    # Of roots that nobody has any more, there is no finding; and those that share a root need none.
+    assert 0 < surplus <= Census.of(capture).moves["upgrade-shared", "parent", "regular"]
