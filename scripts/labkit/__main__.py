@@ -453,6 +453,70 @@ def faults(
         raise LabError(f"{wrong} steps or operations left something wrong")
 
 
+@cli.command()
+@click.option(
+    "--kernel",
+    "kernel_name",
+    metavar="BZIMAGE",
+    required=True,
+    help="The image, or the name of a kernel of the lab.",
+)
+@click.option(
+    "--vmlinux",
+    type=str,
+    help="Its symbols, for a kernel that has no BTF. [default: the dump's own]",
+)
+@click.option("--append", default="", help="Words for the kernel's command line.")
+@click.option("--memory", type=int, default=256, show_default=True, help="MiB of the guest.")
+@click.option(
+    "--keep",
+    type=_NEW_DIRECTORY,
+    help="A directory for dumps with which something is wrong.",
+)
+@click.pass_obj
+def check(
+    lab: Lab, kernel_name: str, vmlinux: str | None, append: str, memory: int, keep: Path | None
+) -> None:
+    """Boot any kernel, run the workloads in it, and audit it after each and between them.
+
+    Exits 0 if all is well, 1 if something is wrong, and 125 if that cannot be told: as 'git bisect
+    run' takes it.
+    """
+    from .check import UNTESTABLE
+    from .check import check as run_check
+    from .foreign import any_kernel
+    from .judge import judge_with
+
+    try:
+        chosen = any_kernel(kernel_name, lab.cache)
+    except LabError as error:
+        click.echo(f"not tested: {error}")
+        sys.exit(UNTESTABLE)
+    outcome = run_check(
+        *(lab, chosen, judge_with(vmlinux), click.echo), append=append, memory=memory, keep=keep
+    )
+    for line in outcome.left_out:
+        click.echo(f"left out: {line}")
+    if outcome.untestable is not None:
+        click.echo(f"not tested: {outcome.untestable}")
+    verdict = {0: "good", 1: "bad"}.get(outcome.code, "not tested")
+    click.echo(
+        f"{chosen[1].release}: {verdict}; {outcome.steps} audits, {len(outcome.wrong)} wrong"
+    )
+    sys.exit(outcome.code)
+
+
+@cli.command()
+@click.argument("old", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("set_name", metavar="SET")
+def edits(old: Path, new: Path, set_name: str) -> None:
+    """Write a set of edits (of scripts/labkit/kernel-edits) from two trees of a kernel's source."""
+    from .edits import write_set
+
+    click.echo(write_set(old, new, set_name))
+
+
 @cli.command("build")
 @click.argument("kernel_name", metavar="KERNEL")
 @click.pass_obj

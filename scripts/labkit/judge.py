@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from anonvma_inspect.collect import collect_audit
@@ -9,7 +10,9 @@ from anonvma_inspect.errors import TargetError
 from anonvma_inspect.in_flight import audit
 from anonvma_inspect.target import TargetOptions, open_target
 
-__all__ = ("judge",)
+from .errors import LabError
+
+__all__ = ("examine", "judge", "judge_with")
 
 _MOST = 20
 
@@ -20,9 +23,17 @@ def judge(core: Path) -> list[str]:
     Objects that nothing leads to are looked for as well.
     """
     try:
-        tables = collect_audit(open_target(TargetOptions(core=str(core))), leaks=True)
+        return examine(TargetOptions(core=str(core)))
     except TargetError as error:
         return [f"cannot be read: {error}"]
+
+
+def examine(options: TargetOptions) -> list[str]:
+    """The same of any target.
+
+    :raises TargetError: if it cannot be read.
+    """
+    tables = collect_audit(open_target(options), leaks=True)
     made = audit(tables)
     said = [
         f"{one.code} {one.slug} ({one.severity.value}): {one.message}: {one.object_type} "
@@ -35,3 +46,18 @@ def judge(core: Path) -> list[str]:
     if not tables.complete:
         said.append(f"incomplete: {len(tables.holes.address)} holes")
     return said
+
+
+def judge_with(symbols: str | None) -> Callable[[Path], list[str]]:
+    """The judge of dumps of a kernel whose vmlinux is this.
+
+    :raises LabError: (the judge) if a dump cannot be read.
+    """
+
+    def judged(core: Path) -> list[str]:
+        try:
+            return examine(TargetOptions(core=str(core), symbols=symbols))
+        except TargetError as error:
+            raise LabError(f"The dump cannot be read: {error}") from None
+
+    return judged
