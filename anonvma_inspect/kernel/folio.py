@@ -94,7 +94,11 @@ class FolioEra:
         :param rows: Shape (n, large.size), from their heads on.
         :return: 0 for a figure that no folio has.
         """
-        pages = self.large.column(rows, "nr_pages").astype(np.int64)
+        if "order" in self.large.fields:
+            order = self.large.column(rows, "order").astype(np.int64) & _ORDER
+            pages = np.left_shift(1, np.minimum(order, 62), dtype=np.int64)
+        else:
+            pages = self.large.column(rows, "nr_pages").astype(np.int64)
         sound = (pages > 1) & (pages <= _MAX_PAGES) & ((pages & (pages - 1)) == 0)
         return np.where(sound, pages, 0)
 
@@ -112,9 +116,13 @@ _PAGE = (
 )
 _LARGE = {
     "nr_pages": ("_nr_pages", "_folio_nr_pages"),
+    # folio_large_order(), without CONFIG_MEMCG and CONFIG_SLAB_OBJ_EXT (v6.15 on) all there is.
+    "order": ("_flags_1",),
     "entire_mapcount": ("_entire_mapcount.counter",),
     "large_mapcount": ("_large_mapcount.counter",),
 }
+# folio->_flags_1 has it in its low byte.
+_ORDER = 0xFF
 _TAIL = {"nr_pages": "compound_nr", "entire_mapcount": "compound_mapcount.counter"}
 
 
@@ -127,6 +135,8 @@ def resolve_folio_era(layouts: Layouts) -> FolioEra | str:
     page = resolve_record(layouts, "page", _PAGE, missing)
     fields = _large_fields(layouts, page.size)
     missing += [f"folio.{name}" for name in ("nr_pages", "entire_mapcount") if name not in fields]
+    if "order" in fields:
+        missing.remove("folio.nr_pages")
     bits = {name: _flag(layouts, f"PG_{name}") for name in FLAGS}
     missing += [f"PG_{name}" for name in ("locked", "head") if not bits[name]]
     if missing:
@@ -155,6 +165,8 @@ def _large_fields(layouts: Layouts, page_size: int) -> dict[str, Field]:
             found[name] = Field(
                 field.offset + page_size, field.size, field.kind, field.type_name, field.signed
             )
+    if "nr_pages" in found:
+        found.pop("order", None)
     return found
 
 
