@@ -62,13 +62,19 @@ class Kernel:
 
 
 def kernels() -> dict[str, Kernel]:
-    """All kernels by name: those captured, ``6.12``, ``6.12-rt``, ``6.12-arm64``, and models."""
+    """All kernels by name: those captured, ``6.12``, ``6.12-rt``, ``6.12-arm64``, and models.
+
+    Captured ones of our own are ``lab-unfaulted`` and ``lab-lazy``.
+    """
     found: dict[str, list[Capture]] = {}
     for capture in sorted(CAPTURES, key=lambda capture: capture.core.stat().st_size):
         release = capture.manifest["kernel"]["release"]
         match = re.match(r"[0-9]+\.[0-9]+", release)
         assert match is not None, release
         flavours = (word for word in ("rt", "arm64") if f"-{word}" in release)
-        found.setdefault("-".join([match[0], *flavours]), []).append(capture)
+        name = "-".join([match[0], *flavours])
+        if "anon_vma" in capture.manifest["word"]["facts"]:
+            name = f"lab-{release.partition('-')[2]}"
+        found.setdefault(name, []).append(capture)
     captured = {name: Kernel(name, tuple(captures)) for name, captures in sorted(found.items())}
     return captured | {name: Kernel(name, made) for name, made in made_kernels().items()}
