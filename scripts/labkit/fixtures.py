@@ -48,8 +48,10 @@ def _capture(lab: Lab, plan: Plan, keep_core: Path | None) -> None:
 
 
 # What never rests is by itself: it is full of operations half done, and there is no word for it but
-# the workload's log.
+# the workload's log. So is what a kernel did wrong.
 def _folder(lab: Lab, plan: Plan) -> Path:
+    if plan.name.startswith("wrong-"):
+        return lab.fixtures / "wrong"
     return lab.fixtures if plan.word else lab.fixtures / plan.workload
 
 

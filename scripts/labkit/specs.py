@@ -166,7 +166,6 @@ _OWN: tuple[tuple[str, str, list[str]], ...] = (
     ("forktree", "7.3-lazy", ["depth=3"]),
     ("forkchain", "7.3-lazy", []),
     ("forktree", "7.3-plain", ["depth=3"]),
-    ("forkchain", "7.3-lazy-posted", []),
 )
 
 # Kernels that are preempted in few places, with what makes the best of that.
@@ -221,6 +220,25 @@ def _fixtures() -> dict[str, Plan]:
         )
         for seed, (workload, kernel, words) in enumerate(_OWN, start=21)
     ]
+    # In which a reference too many is taken.
+    plans.append(
+        plan(
+            "wrong-forkchain-7.3-lazy-posted",
+            "7.3-lazy-posted",
+            "forkchain",
+            ["seed=28"],
+            **{**_ASKED["forkchain"], "memory": 128},
+        )
+    )
+    plans.append(
+        plan(
+            "folios-forktree-7.3-lazy",
+            "7.3-lazy",
+            "forktree",
+            ["depth=2", "seed=29"],
+            **{**_ASKED["forktree"], "memory": 128, "smaps": True, "pages": True},
+        )
+    )
     return {plan.name: plan for plan in plans}
 
 
