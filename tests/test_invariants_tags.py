@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from anonvma_inspect.invariants import tag_schemes
 from anonvma_inspect.invariants.base import State
 from anonvma_inspect.invariants.catalogue import CATALOGUE
 from anonvma_inspect.kernel.era import Era, Record
@@ -401,3 +402,9 @@ def test_broken(name: str) -> None:
     model = forest()
     expected = sorted((code, address(o), e, a) for code, o, e, a in CASES[name](model))
     assert sorted(map(key, found(model))) == expected
+
+
+def test_every_code_is_produced_by_a_case() -> None:
+    produced = {code for case in CASES.values() for code, *_ in case(forest())}
+    # That of folios has cases of its own: see test_lazy_folios.
+    assert {each.code for each in tag_schemes.INVARIANTS} - {"AV609"} <= produced

@@ -87,9 +87,13 @@ def pages_read(target: Target) -> U64Column:
 
 
 def audit_without(target: Target, pages: U64Column, percent: int, seed: str) -> Audit:
-    """Audit what is left when some of the pages are gone, at least one."""
-    count = max(1, len(pages) * percent // 100)
-    gone = random.Random(f"{seed} {percent}").sample(pages.tolist(), count)
+    """Audit what is left when some of the pages are gone, one of the reverse map among them.
+
+    (There are words that only tell more where they are there.)
+    """
+    rng = random.Random(f"{seed} {percent}")
+    gone = rng.sample(pages.tolist(), max(1, len(pages) * percent // 100))
+    gone[0] = rng.choice(pages_of_reverse_map(collect_audit(target)).tolist())
     holed = WithoutPages(target.memory, np.array(sorted(gone), dtype=np.uint64))
     return audit(collect_audit(replace(target, memory=holed), leaks=True))
 

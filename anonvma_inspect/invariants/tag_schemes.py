@@ -289,7 +289,7 @@ _FAULT_LOCK = (
     "The mm's mmap_lock and page_table_lock where a fault or a guard sets the word; the mmap_lock "
     "for write elsewhere."
 )
-_NO_RELEASE = "No release. "
+_NO_RELEASE = "No release."
 
 INVARIANTS = (
     Invariant(
@@ -310,10 +310,11 @@ INVARIANTS = (
         ),
         lock=_FAULT_LOCK,
         source=(
-            "The proposals: [RFC PATCH 0/2] mm: introduce anon_vma flags, reduce kernel allocs "
-            "(2025-03), and the series on ANON_VMA_LAZY (2026-05)."
+            "The proposals, for include/linux/mm_types.h and mm/rmap.c: [RFC PATCH 0/2] mm: "
+            "introduce anon_vma flags, reduce kernel allocs (2025-03), and the series on "
+            "ANON_VMA_LAZY (2026-05)."
         ),
-        eras=_NO_RELEASE + "Elsewhere AV601 tells of low bits.",
+        eras=f"{_NO_RELEASE} Elsewhere AV601 tells of low bits.",
         schemes="Both. It replaces AV601 for this word.",
         objects="VMAs",
         check=_if_certain(_check_tag_word),
@@ -463,7 +464,10 @@ INVARIANTS = (
             "migrated, or both while it is still mapped."
         ),
         lock="The page table's lock, and the folio's.",
-        source="The cover letter and comments of the series on ANON_VMA_LAZY (2026-05).",
+        source=(
+            "The cover letter of the series on ANON_VMA_LAZY (2026-05), and its comments in "
+            "mm/rmap.c."
+        ),
         eras=_NO_RELEASE,
         schemes="ANON_VMA_LAZY.",
         objects="mappings",
