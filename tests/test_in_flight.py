@@ -470,6 +470,53 @@ def fork_of_a_lazy_child_before_the_word() -> Scene:
 
 
 @state
+def munmap_of_a_lazy_child() -> Scene:
+    model, mms, vma = lazy_family()
+    finish(model)
+    mms[3].slots, mms[3].map_count = [], 0
+    mms[3].lock_readers = 1
+    vma.attached = False
+    counted = anon_vma_of(mms[1].vmas[0])
+    return Scene(model, "munmap", {"AV202"}, [], counted, readers=[mms[3]])
+
+
+@state
+def adjusting_bounds_of_a_lazy_child() -> Scene:
+    model, mms, vma = lazy_family()
+    for avc in vma.chain:
+        take_from_tree(avc)
+    finish(model)
+    vma.vm_end -= PAGE
+    root = model.anon_vmas[0]
+    lock(model.tasks[3], mms[3], root)
+    counted = anon_vma_of(mms[1].vmas[0])
+    return Scene(model, "vma_adjust", {"AV002", "AV201"}, [root], counted)
+
+
+@state
+def adjusting_bounds_of_an_unfaulted_vma() -> Scene:
+    model, mms = family(replace(_ERAS[-1], tags=TagScheme("unfaulted", "", unfaulted=1)))
+    vma = model.map(mms[0], 0x200, 4)
+    vma.unfaulted = True
+    finish(model)
+    vma.vm_start += PAGE
+    lock(model.tasks[0], mms[0])
+    return Scene(model, "vma_adjust", {"AV002"}, [mms[0]], anon_vma_of(mms[0].vmas[0]))
+
+
+@state
+def first_fault_of_an_unfaulted_vma() -> Scene:
+    scene = first_fault_before_the_avc()
+    scene.model.era = replace(scene.model.era, tags=TagScheme("unfaulted", "", unfaulted=1))
+    other = scene.model.map(scene.model.mms[0], 0x300, 4)
+    other.anon_vma = 1
+    other.next = other.prev = other.head
+    scene.model.mms[0].slots.append((other.vm_start, other.vm_end - 1, other.address))
+    scene.model.mms[0].map_count += 1
+    return scene
+
+
+@state
 def unlink_of_a_lazy_child() -> Scene:
     model, mms, vma = lazy_family()
     finish(model)

@@ -34,16 +34,16 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     No list and no count changes. Two VMAs with a common border can be in this state at once.
     """
     tables = scene.tables
-    vmas = tables.vmas
+    vmas, has = tables.vmas, scene.anon_vma
     mm_of = vmas.mm
     odd = scene.closed & (scene.linked < vmas.chain_length) & scene.in_mm
-    odd &= (vmas.active != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
+    odd &= (has != NO_ROW) & take(scene.mm_writer | scene.mm_reader, mm_of, False)
     yield from _unfaulted(scene)
     for vma in np.flatnonzero(odd).tolist():
-        if not scene.own_list(vma) or not scene.works_on(int(vmas.active[vma]), int(mm_of[vma])):
+        if not scene.own_list(vma) or not scene.works_on(int(has[vma]), int(mm_of[vma])):
             continue
         avcs, members = scene.chain(vma), scene.members(vma)
-        if not (members == vmas.active[vma]).any() or not _is_one_run(scene.in_tree(avcs)):
+        if not (members == has[vma]).any() or not _is_one_run(scene.in_tree(avcs)):
             continue
 
         def settle(draft: Draft, vma: int = vma, avcs: RowColumn = avcs) -> None:
@@ -53,7 +53,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
 
         yield Operation(
             "vma_adjust",
-            scene.root_lock(int(vmas.active[vma])),
+            scene.root_lock(int(has[vma])),
             _KINDS,
             settle,
             vmas=frozenset((vma,)),
@@ -65,7 +65,8 @@ def recognise(scene: Scene) -> Iterator[Operation]:
 # VMAs that have no anon_vma have no lock but the mm's; one or two of an mm, at one end each.
 def _unfaulted(scene: Scene) -> Iterator[Operation]:
     vmas, slots = scene.tables.vmas, scene.tables.slots
-    bare = np.flatnonzero((vmas.anon_vma == 0) & (vmas.chain_length == 0) & (vmas.slot != NO_ROW))
+    nothing = (vmas.anon_vma == 0) | scene.facts.explained
+    bare = np.flatnonzero(nothing & (vmas.chain_length == 0) & (vmas.slot != NO_ROW))
     bare = bare[take(scene.mm_writer, vmas.mm[bare], False)]
     slot = vmas.slot[bare]
     off = (slots.first[slot] != vmas.vm_start[bare]).astype(int)

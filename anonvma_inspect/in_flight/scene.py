@@ -11,6 +11,7 @@ from anonvma_inspect.in_flight.operation import Lock
 from anonvma_inspect.invariants.base import Result, Violations
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW, ChainEnd, I64Column, RowColumn, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn
 
@@ -163,6 +164,17 @@ class Scene:
         links = self.tables.links
         there = self.in_tree(links.avc)
         return np.bincount(links.vma[there], minlength=len(self.tables.vmas.address))
+
+    @cached_property
+    def anon_vma(self) -> RowColumn:
+        """Row of the anon_vma that each VMA has: its own, or its parent's (ANON_VMA_LAZY)."""
+        active, facts = self.tables.vmas.active, self.facts
+        lent = facts.vmas_of_kind(AnonVmaKind.LAZY_PARENT)
+        if not len(lent):
+            return active
+        active = active.copy()
+        active[lent] = facts.lent_by(lent)
+        return active
 
     @cached_property
     def has_active(self) -> BoolColumn:

@@ -31,7 +31,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     tables = scene.tables
     vmas = tables.vmas
     gone = scene.closed & (vmas.slot == NO_ROW) & (vmas.mm != NO_ROW)
-    gone &= (vmas.active != NO_ROW) & (scene.linked == vmas.chain_length)
+    gone &= (scene.anon_vma != NO_ROW) & (scene.linked == vmas.chain_length)
     gone &= vmas.chain_length > 0
     writer, reader = (take(held, vmas.mm, False) for held in (scene.mm_writer, scene.mm_reader))
     gone &= (writer | reader) & (~vmas.attached if marks_attachment(tables.era) else True)
@@ -72,7 +72,7 @@ def _is_merged(scene: Scene, vma: int, over: RowColumn) -> bool:
     other = int(slots.vma[over[0]])
     return bool(
         other != NO_ROW
-        and vmas.active[other] == vmas.active[vma]
+        and vmas.anon_vma[other] == vmas.anon_vma[vma]
         and scene.key_base(other) == scene.key_base(vma)
         and vmas.vm_start[other] <= vmas.vm_start[vma]
         and vmas.vm_end[other] >= vmas.vm_end[vma]
