@@ -31,6 +31,7 @@ from anonvma_inspect.kernel.tags import (
     TagScheme,
     decode_anon_vma,
 )
+from anonvma_inspect.report.vma_words import count_vma_words
 from anonvma_inspect.tables import NO_ROW, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.layouts import Field, Layouts
@@ -38,7 +39,7 @@ from anonvma_inspect.target.memory import OverlayMemory
 from anonvma_inspect.target.program import target_of
 from anonvma_inspect.target.symbols import SYMBOLS
 
-from .captures import CAPTURES, FIXTURES
+from .captures import CAPTURES, FIXTURES, Capture
 from .clirun import Cli
 from .programs import vma_at, with_words
 
@@ -191,7 +192,8 @@ class Retyped:
 
     base: Layouts
     type_name: str
-    enumerators: Mapping[str, int] = field(default_factory=dict)
+    enumerators: Mapping[str, int | None] = field(default_factory=dict)
+    kind: str = "integer"
 
     @property
     def source(self) -> str:
@@ -204,10 +206,12 @@ class Retyped:
         found = self.base.field(name, path)
         if found is None or (name, path) != ("vm_area_struct", "anon_vma"):
             return found
-        return replace(found, kind="integer", type_name=self.type_name)
+        return replace(found, kind=self.kind, type_name=self.type_name)
 
     def enumerator(self, name: str) -> int | None:
-        return self.enumerators.get(name, self.base.enumerator(name))
+        if name in self.enumerators:
+            return self.enumerators[name]
+        return self.base.enumerator(name)
 
 
 @functools.cache
@@ -299,6 +303,38 @@ def test_low_bit_in_a_pointer_is_no_scheme() -> None:
         (collect(target_with(lone_flags(5), forced="none")), ["AV601"] * 5),
     ):
         assert [finding.code for finding in audit(tables).findings()] == codes
+
+
+# ---- kernels that have a scheme, and whose types are taken from them
+
+UNFAULTED = [capture for capture in CAPTURES if capture.name.endswith("-unfaulted")]
+
+
+@pytest.mark.parametrize("capture", UNFAULTED, ids=[capture.name for capture in UNFAULTED])
+def test_flags_of_a_kernel_that_has_them(capture: Capture) -> None:
+    """The field is what the kernel declares, then an integer, then a pointer."""
+    target = capture.target
+    count = count_vma_words(capture.tables)["kinds"]
+    assert isinstance(count, dict)
+    flags = count["unfaulted"]
+    assert flags > 2
+    assert capture.tables.era.tags.certain
+
+    nameless: Mapping[str, int | None] = {"ANON_VMA_UNFAULTED": None}
+    layouts = Retyped(target.layouts, "unsigned long", nameless)
+    tables = collect(replace(target, layouts=layouts))
+    assert tables.era.tags.evidence == (
+        f"vma->anon_vma is an unsigned long; of the words with tags, {flags} with 0x1 alone and an "
+        "empty chain: most words with tags are so"
+    )
+    assert (tables.era.tag_scheme, tables.era.tags.unfaulted) == ("unfaulted", 1)
+    assert not list(audit(tables).findings())
+
+    pointer = Retyped(target.layouts, "struct anon_vma *", nameless, "pointer")
+    plain = audit(collect(replace(target, layouts=pointer)))
+    assert [finding.code for finding in plain.findings()] == ["AV601"] * flags
+    forced = audit(collect(replace(target, layouts=pointer, scheme="unfaulted")))
+    assert not list(forced.findings())
 
 
 @pytest.mark.parametrize("slabs", [True, False], ids=["slabs", "content"])
