@@ -101,6 +101,8 @@ class Walks:
                     str(process_of_mm(self.tables, int(self.families.anon_vma_mm[row]))),
                 )
             )
+        if not rows:
+            return
         headers = (
             "HOT SPOT",
             cost.weights.replace("vmas", "pages").upper(),
