@@ -23,16 +23,11 @@ from .model.eras import SCHEMES
 from .model.image import Image
 from .model.lazy_rules import AS_POSTED, LazyRules
 from .model.objects import AnonVma, Parent, RootVma, Vma
-from .model.script import Operation, Player
+from .model.script import Operation, Player, must
 from .model.soundness import assert_counts, assert_nothing_leaks, assert_sound
 
 READ, WRITE = 1, 3
 DOCS = Path(__file__).parent.parent / "docs" / "anon-vma-lazy-review.md"
-
-
-def do(player: Player, *operations: tuple[int | str, ...]) -> None:
-    for operation in operations:
-        assert player.do(Operation(*operation)) == 0, operation  # type: ignore[arg-type]
 
 
 def vma(player: Player, process: int = 0, number: int = 0) -> Vma:
@@ -80,55 +75,55 @@ def flaw(name: str, *codes: str) -> Callable[[Scenario], Scenario]:
 @flaw("reference_for_shared", "AV404")
 def mapping_of_two_protections(player: Player) -> None:
     # A process, its child and its grandchild. The child's second VMA shares what the first one got.
-    do(player, (0, "map", 0, 8), (0, "write", 0), (0, "protect", 0, 4, 0, READ))
-    do(player, (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
+    must(player, (0, "map", 0, 8), (0, "write", 0), (0, "protect", 0, 4, 0, READ))
+    must(player, (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
 
 
 @flaw("share_unlike_chains", "AV104")
 def new_mapping_beside_an_inherited_one(player: Player) -> None:
     # As a heap that grows after two forks. The second has a longer chain, and no merge.
-    do(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
-    do(player, (2, "protect", 0, 4, 0, READ), (2, "map", 4, 4), (2, "write", 4))
-    do(player, (2, "fork", 0, 0, 3))
+    must(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
+    must(player, (2, "protect", 0, 4, 0, READ), (2, "map", 4, 4), (2, "write", 4))
+    must(player, (2, "fork", 0, 0, 3))
 
 
 @flaw("share_unlike_chains", "AV104", "AV106")
 def neighbours_with_one_root(player: Player) -> None:
     # Two halves of a child's mapping come to have two anon_vmas: one was elsewhere when it got its.
-    do(player, (0, "map", 0, 8), (0, "write", 0), (0, "protect", 0, 4, 0, READ))
-    do(player, (0, "fork", 0, 0, 1), (1, "move", 4, 4, 16, 4), (1, "protect", 0, 2, 0, WRITE))
-    do(player, (1, "move", 16, 4, 4, 4), (1, "fork", 0, 0, 2), (2, "fork", 0, 0, 3))
+    must(player, (0, "map", 0, 8), (0, "write", 0), (0, "protect", 0, 4, 0, READ))
+    must(player, (0, "fork", 0, 0, 1), (1, "move", 4, 4, 16, 4), (1, "protect", 0, 2, 0, WRITE))
+    must(player, (1, "move", 16, 4, 4, 4), (1, "fork", 0, 0, 2), (2, "fork", 0, 0, 3))
 
 
 @flaw("late_upgrade_puts_root", "AV403")
 def upgrade_that_comes_too_late(player: Player) -> None:
-    do(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1))
+    must(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1))
     meanwhile(player, "upgrade allocated", vma(player, 1))
-    do(player, (1, "fork", 0, 0, 2))
+    must(player, (1, "fork", 0, 0, 2))
 
 
 @flaw("clone_of_upgraded_has_none", "AV105")
 def split_of_what_is_being_upgraded(player: Player) -> None:
-    do(player, (0, "map", 0, 8), (0, "write", 0))
+    must(player, (0, "map", 0, 8), (0, "write", 0))
     meanwhile(player, "link root", vma(player))
-    do(player, (0, "protect", 0, 4, 0, READ))
+    must(player, (0, "protect", 0, 4, 0, READ))
 
 
 @flaw("off_ignores_lazy", "AV605")
 def fork_when_switched_off(player: Player) -> None:
-    do(player, (0, "map", 0, 4), (0, "write", 0), (0, "switch"), (0, "fork", 0, 0, 1))
+    must(player, (0, "map", 0, 4), (0, "write", 0), (0, "switch"), (0, "fork", 0, 0, 1))
 
 
 @flaw("off_ignores_lazy", "AV107", "AV402")
 def fork_of_a_child_when_switched_off(player: Player) -> None:
-    do(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1), (0, "switch"))
-    do(player, (1, "fork", 0, 0, 2))
+    must(player, (0, "map", 0, 4), (0, "write", 0), (0, "fork", 0, 0, 1), (0, "switch"))
+    must(player, (1, "fork", 0, 0, 2))
 
 
 @flaw("failed_clone_leaves_word", "AV403", "AV606")
 def merge_that_runs_out_of_memory(player: Player) -> None:
-    do(player, (0, "map", 0, 8), (0, "protect", 0, 4, 0, READ), (0, "write", 4))
-    do(player, (0, "fork", 0, 0, 1))
+    must(player, (0, "map", 0, 8), (0, "protect", 0, 4, 0, READ), (0, "write", 4))
+    must(player, (0, "fork", 0, 0, 1))
     player.machine.allocations_left = 0
     assert player.do(Operation(1, "protect", 4, 4, 0, READ)) == errno.ENOMEM
 
@@ -199,7 +194,7 @@ def test_the_surplus_is_in_the_family_concerned() -> None:
 
 def test_the_surplus_keeps_the_root_for_ever() -> None:
     player = played(mapping_of_two_protections, AS_POSTED)
-    do(player, (2, "exit"), (1, "exit"), (0, "unmap", 0, 8))
+    must(player, (2, "exit"), (1, "exit"), (0, "unmap", 0, 8))
     assert not list(player.machine.live(Vma))
     assert [(left.refcount, left.tree.root) for left in player.machine.live(AnonVma)] == [(1, None)]
 
@@ -207,9 +202,9 @@ def test_the_surplus_keeps_the_root_for_ever() -> None:
 def test_each_pair_of_mappings_adds_to_the_surplus() -> None:
     """A program's relocated and its other data are such a pair, and those of each library."""
     player = Player(replace(SCHEMES["lazy"], lazy=AS_POSTED))
-    do(player, (0, "map", 0, 12), (0, "write", 0))
-    do(player, (0, "protect", 2, 2, 0, READ), (0, "protect", 6, 2, 0, READ))
-    do(player, (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
+    must(player, (0, "map", 0, 12), (0, "write", 0))
+    must(player, (0, "protect", 2, 2, 0, READ), (0, "protect", 6, 2, 0, READ))
+    must(player, (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2))
     (finding,) = findings(player)
     assert (finding.code, finding.expected, finding.actual) == ("AV404", "2", "6")
 
@@ -219,7 +214,7 @@ def test_a_merge_throws_the_inherited_chain_away() -> None:
     player = played(new_mapping_beside_an_inherited_one, AS_POSTED)
     root = vma(player).anon_vma
     assert root in {avc.anon_vma for avc in vma(player, 2).chain}
-    do(player, (2, "protect", 0, 4, 0, WRITE))
+    must(player, (2, "protect", 0, 4, 0, WRITE))
     (merged,) = player.machine.processes[2].mm.vmas
     assert (merged.start, merged.end) == (player.base, player.base + 8)
     assert root not in {avc.anon_vma for avc in merged.chain}
@@ -228,7 +223,7 @@ def test_a_merge_throws_the_inherited_chain_away() -> None:
 
 def test_a_count_that_is_too_low_reaches_zero_too_early() -> None:
     player = played(fork_of_a_child_when_switched_off, AS_POSTED)
-    do(player, (2, "exit"))
+    must(player, (2, "exit"))
     shared = vma(player, 1).anon_vma
     assert shared is not None
     assert shared.num_active_vmas == 0
@@ -238,11 +233,11 @@ def test_a_count_that_is_too_low_reaches_zero_too_early() -> None:
 def test_an_upgrade_frees_an_unmapped_root_vma() -> None:
     """What becomes of the pages that name it is not told by this patch."""
     player = Player(replace(SCHEMES["lazy"], lazy=AS_POSTED))
-    do(player, (0, "map", 0, 8), (0, "write", 0))
+    must(player, (0, "map", 0, 8), (0, "write", 0))
     root = vma(player)
-    do(player, (0, "unmap", 0, 2))
+    must(player, (0, "unmap", 0, 2))
     assert vma(player).word == RootVma(root)
-    do(player, (0, "fork", 0, 0, 1))
+    must(player, (0, "fork", 0, 0, 1))
     assert isinstance(vma(player, 1).word, Parent)
     assert root not in set(player.machine.live(Vma))
     assert not findings(player)

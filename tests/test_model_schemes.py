@@ -12,7 +12,7 @@ from .model.eras import SCHEMES
 from .model.image import Image
 from .model.lazy_rules import LazyRules
 from .model.objects import AnonVma, Lazy, Mm, Parent, RootVma, Vma
-from .model.script import Operation, Player
+from .model.script import Player, must
 from .model.soundness import (
     SETTINGS,
     Proposal,
@@ -38,14 +38,7 @@ def started(name: str = "lazy", pages: int = 8, posted: LazyRules | None = None)
     """A process with one mapping that it wrote to."""
     rules = SCHEMES[name]
     player = Player(rules if posted is None else replace(rules, lazy=posted))
-    return do(player, (0, "map", 0, pages), (0, "write", 0))
-
-
-def do(player: Player, *operations: tuple[int | str, ...]) -> Player:
-    """Operations that succeed, each as :class:`Operation` has them."""
-    for operation in operations:
-        assert player.do(Operation(*operation)) == 0, operation  # type: ignore[arg-type]
-    return player
+    return must(player, (0, "map", 0, pages), (0, "write", 0))
 
 
 def vma(player: Player, process: int = 0, number: int = 0) -> Vma:
@@ -87,11 +80,11 @@ def test_first_fault() -> None:
 
 
 def test_split_and_merge_share_the_root_vma() -> None:
-    player = do(started(), (0, "protect", 2, 2, 0, READ))
+    player = must(started(), (0, "protect", 2, 2, 0, READ))
     root = vma(player, number=2) if isinstance(words(player)[2], RootVma) else vma(player)
     assert len(set(words(player))) == 1
     assert_whole(player)
-    do(player, (0, "protect", 2, 2, 0, WRITE))
+    must(player, (0, "protect", 2, 2, 0, WRITE))
     (word,) = words(player)
     assert isinstance(word, RootVma)
     assert word.vma.holders == (2 if word.vma is vma(player) else 1)
@@ -100,15 +93,15 @@ def test_split_and_merge_share_the_root_vma() -> None:
 
 
 def test_an_unfaulted_neighbour_joins_the_root_vma() -> None:
-    player = do(started(), (0, "map", 8, 4))
+    player = must(started(), (0, "map", 8, 4))
     assert len(words(player)) == 1
-    do(player, (0, "map", 20, 2), (0, "move", 20, 2, 12, 2))
+    must(player, (0, "map", 20, 2), (0, "move", 20, 2, 12, 2))
     assert len(words(player)) == 1
     assert_whole(player)
 
 
 def test_mremap_shares_the_root_vma() -> None:
-    player = do(started(), (0, "move", 4, 2, 16, 2))
+    player = must(started(), (0, "move", 4, 2, 16, 2))
     assert [type(word) for word in words(player)] == [RootVma] * 3
     assert len(set(words(player))) == 1
     assert_whole(player)
@@ -118,23 +111,23 @@ def test_a_root_vma_outlives_its_mapping() -> None:
     player = started()
     root = vma(player)
     # The part that goes is the old object.
-    do(player, (0, "unmap", 0, 2))
+    must(player, (0, "unmap", 0, 2))
     assert root not in root.mm.vmas
     assert words(player) == [RootVma(root)]
     assert (root.holders, root.word) == (1, None)
     assert root in set(player.machine.live(Vma))
     assert_whole(player)
-    do(player, (0, "unmap", 0, 8))
+    must(player, (0, "unmap", 0, 8))
     assert not list(player.machine.live(Vma))
 
 
 def test_a_root_vma_can_come_by_another_one() -> None:
     """What MREMAP_DONTUNMAP left of it takes in a neighbour: AV607 warns of it."""
-    player = do(started(), (0, "protect", 4, 4, 0, READ))
+    player = must(started(), (0, "protect", 4, 4, 0, READ))
     root = vma(player, number=1)
     assert words(player) == [RootVma(root)] * 2
-    do(player, (0, "leave", 4, 4, 16))
-    do(player, (0, "map", 8, 2), (0, "write", 8), (0, "protect", 8, 2, 0, READ))
+    must(player, (0, "leave", 4, 4, 16))
+    must(player, (0, "map", 8, 2), (0, "write", 8), (0, "protect", 8, 2, 0, READ))
     assert words(player)[0] == RootVma(root)
     assert root.word not in (None, RootVma(root))
     assert root in root.mm.vmas
@@ -142,7 +135,7 @@ def test_a_root_vma_can_come_by_another_one() -> None:
 
 
 def test_fork_upgrades_the_parent() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1))
+    player = must(started(), (0, "fork", 0, 0, 1))
     shared = anon_vma(player)
     assert words(player, 1) == [Parent(shared)]
     assert [avc.anon_vma for avc in vma(player, 1).chain] == [shared]
@@ -152,7 +145,7 @@ def test_fork_upgrades_the_parent() -> None:
 
 
 def test_an_upgrade_shares_a_neighbours_anon_vma() -> None:
-    player = do(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
+    player = must(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
     assert len(set(words(player))) == 1
     assert anon_vma(player).num_active_vmas == 2
     assert_whole(player)
@@ -160,16 +153,16 @@ def test_an_upgrade_shares_a_neighbours_anon_vma() -> None:
 
 def test_an_upgrade_shares_none_of_a_neighbour_that_is_not_alike() -> None:
     """Another file's mapping, and one that is not beside it."""
-    player = do(started(), (0, "map-file", 8, 2), (0, "write", 8), (0, "map", 12, 2))
-    do(player, (0, "write", 12), (0, "fork", 0, 0, 1))
+    player = must(started(), (0, "map-file", 8, 2), (0, "write", 8), (0, "map", 12, 2))
+    must(player, (0, "write", 12), (0, "fork", 0, 0, 1))
     assert len(set(words(player))) == 3
     assert_whole(player)
 
 
 def test_a_child_stays_lazy_through_its_faults() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1), (1, "write", 0, 8))
+    player = must(started(), (0, "fork", 0, 0, 1), (1, "write", 0, 8))
     assert words(player, 1) == [Parent(anon_vma(player))]
-    do(player, (1, "fork", 0, 0, 2))
+    must(player, (1, "fork", 0, 0, 2))
     own = anon_vma(player, 1)
     assert (own.parent, own.root) == (anon_vma(player), anon_vma(player))
     assert words(player, 2) == [Parent(own)]
@@ -178,7 +171,7 @@ def test_a_child_stays_lazy_through_its_faults() -> None:
 
 
 def test_a_child_that_is_split_gets_its_own() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1), (1, "protect", 2, 2, 0, READ))
+    player = must(started(), (0, "fork", 0, 0, 1), (1, "protect", 2, 2, 0, READ))
     own = anon_vma(player, 1)
     assert words(player, 1) == [own] * 3
     assert (own.parent, own.num_active_vmas) == (anon_vma(player), 3)
@@ -187,17 +180,17 @@ def test_a_child_that_is_split_gets_its_own() -> None:
 
 def test_children_that_are_upgraded_share_what_has_the_same_chain() -> None:
     """Both halves of the parent's had one anon_vma, so both of the child's may have one."""
-    player = do(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
-    do(player, (1, "fork", 0, 0, 2))
+    player = must(started(), (0, "protect", 0, 4, 0, READ), (0, "fork", 0, 0, 1))
+    must(player, (1, "fork", 0, 0, 2))
     assert len(set(words(player, 1))) == 1
     assert anon_vma(player, 1).parent is anon_vma(player)
     assert_whole(player)
 
 
 def test_a_child_reuses_an_anon_vma() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2), (2, "fork", 0, 0, 3))
+    player = must(started(), (0, "fork", 0, 0, 1), (1, "fork", 0, 0, 2), (2, "fork", 0, 0, 3))
     free = anon_vma(player, 1)
-    do(player, (1, "exit"), (2, "fork", 0, 0, 4))
+    must(player, (1, "exit"), (2, "fork", 0, 0, 4))
     assert words(player, 4) == [free]
     assert free.num_active_vmas == 1
     assert_whole(player)
@@ -216,14 +209,14 @@ def test_an_upgrade_comes_too_late(where: str) -> None:
 
     player.machine.watch = meanwhile
     operation = (0, "fork", 0, 0, 1) if where != "link root" else (0, "protect", 2, 2, 0, READ)
-    do(player, operation)
+    must(player, operation)
     assert player.machine.watch is None
     assert target.anon_vma is not None
     assert_whole(player)
 
 
 def test_upgrade_of_a_child_comes_too_late() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1))
+    player = must(started(), (0, "fork", 0, 0, 1))
     target = vma(player, 1)
 
     def meanwhile(state: str) -> None:
@@ -232,26 +225,26 @@ def test_upgrade_of_a_child_comes_too_late() -> None:
             lazy.upgrade(target)
 
     player.machine.watch = meanwhile
-    do(player, (1, "fork", 0, 0, 2))
+    must(player, (1, "fork", 0, 0, 2))
     assert words(player, 2) == [Parent(anon_vma(player, 1))]
     assert_whole(player)
 
 
 def test_unlinking_drops_the_parents_reference_first() -> None:
     """Else the last of its tree could go while somebody waits for it."""
-    player = do(started(), (0, "fork", 0, 0, 1), (0, "exit"))
+    player = must(started(), (0, "fork", 0, 0, 1), (0, "exit"))
     (shared,) = player.machine.live(AnonVma)
     assert (shared.refcount, shared.num_active_vmas) == (2, 0)
-    do(player, (1, "unmap", 0, 8))
+    must(player, (1, "unmap", 0, 8))
     assert not list(player.machine.live(AnonVma))
 
 
 def test_switched_off_while_there_are_lazy_vmas() -> None:
-    player = do(started(), (0, "fork", 0, 0, 1), (0, "map", 12, 2), (0, "write", 12))
-    do(player, (0, "switch"), (0, "map", 18, 2), (0, "write", 18))
+    player = must(started(), (0, "fork", 0, 0, 1), (0, "map", 12, 2), (0, "write", 12))
+    must(player, (0, "switch"), (0, "map", 18, 2), (0, "write", 18))
     assert [type(word) for word in words(player)] == [AnonVma, RootVma, AnonVma]
     # Both that are lazy are upgraded, and the children are as ever.
-    do(player, (1, "fork", 0, 0, 2), (0, "fork", 0, 0, 3))
+    must(player, (1, "fork", 0, 0, 2), (0, "fork", 0, 0, 3))
     for process in player.machine.processes:
         assert {type(word) for word in words(player, process)} == {AnonVma}
     assert_whole(player)
@@ -278,7 +271,7 @@ _IN_FLIGHT = {
 def test_half_done(name: str) -> None:
     """Each state that others can see is explained, by the locks that are held, and only so."""
     before, operation = _IN_FLIGHT[name]
-    player = do(Player(SCHEMES["lazy"]), *before)
+    player = must(Player(SCHEMES["lazy"]), *before)
     image = Image(player.machine)
     explained: dict[str, set[str]] = {}
 
@@ -295,7 +288,7 @@ def test_half_done(name: str) -> None:
                 mm.writer = writer
 
     player.machine.watch = watch
-    do(player, operation)
+    must(player, operation)
     if operation[1] == "unmap":
         assert explained == {"unlink dropped": {"AV105", "AV202"}}
         return
@@ -315,7 +308,7 @@ def test_half_done(name: str) -> None:
 
 
 def guarded(*operations: tuple[int | str, ...]) -> Player:
-    return do(Player(SCHEMES["unfaulted"]), (0, "map", 0, 8), (0, "guard", 2, 2), *operations)
+    return must(Player(SCHEMES["unfaulted"]), (0, "map", 0, 8), (0, "guard", 2, 2), *operations)
 
 
 def flags(player: Player, process: int = 0) -> list[bool]:
@@ -348,7 +341,7 @@ def test_the_flag_goes_with_the_first_fault() -> None:
 def test_only_guards_of_a_whole_vma_take_the_flag_away() -> None:
     player = guarded((0, "unguard", 0, 4))
     assert flags(player) == [True]
-    assert flags(do(player, (0, "unguard", 0, 8))) == [False]
+    assert flags(must(player, (0, "unguard", 0, 8))) == [False]
 
 
 def test_a_merge_keeps_the_flag() -> None:
@@ -359,7 +352,7 @@ def test_a_merge_keeps_the_flag() -> None:
 def test_a_merge_with_what_is_faulted_replaces_the_flag() -> None:
     player = guarded((0, "protect", 4, 4, 0, READ), (0, "write", 0))
     assert flags(player) == [False, True]
-    do(player, (0, "protect", 4, 4, 0, WRITE))
+    must(player, (0, "protect", 4, 4, 0, WRITE))
     assert flags(player) == [False]
     assert words(player) == list(player.machine.live(AnonVma))
     assert_whole(player)

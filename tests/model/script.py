@@ -21,7 +21,7 @@ from .process import exit_process, fork, new_process, share
 from .rmap import anon_vma_prepare
 from .vma import Refused, change, mmap, munmap
 
-__all__ = ("ADVICE", "ARENA_PAGES", "PROTECTIONS", "Operation", "Player", "play")
+__all__ = ("ADVICE", "ARENA_PAGES", "PROTECTIONS", "Operation", "Player", "must", "play")
 
 #: Pages that the operations of a script have to do with.
 ARENA_PAGES = 24
@@ -81,6 +81,16 @@ class Player:
             process.mm.writer = None
             self.machine.allocations_left = None
         return 0
+
+
+def must(player: Player, *operations: tuple[int | str, ...]) -> Player:
+    """Do operations that succeed.
+
+    :param operations: Each as :class:`Operation` has it.
+    """
+    for operation in operations:
+        assert player.do(Operation(*operation)) == 0, operation  # type: ignore[arg-type]
+    return player
 
 
 def _write(mm: Mm, page: int, pages: int) -> None:
