@@ -239,6 +239,19 @@ class Kernel(RuleBasedStateMachine):
         self.player.machine.allocations_left = fails
         self.player.do(operation)
 
+    @rule(operation=_ANY, number=st.integers(0, 8))
+    def interrupted(self, operation: Operation, number: int) -> None:
+        """Look at it in the middle, in one of the states that it passes."""
+        passed = itertools.count()
+
+        def watch(state: str) -> None:
+            if next(passed) == number:
+                assert_explained(self.player, self.image)
+
+        self.player.machine.watch = watch
+        self.do(operation, None)
+        self.player.machine.watch = None
+
     @invariant()
     def is_sound(self) -> None:
         assert_nothing_leaks(self.player)
@@ -252,16 +265,3 @@ class Proposal(Kernel):
     @rule(operation=_OF_PROPOSALS)
     def proposed(self, operation: Operation) -> None:
         self.do(operation, None)
-
-    @rule(operation=_ANY, number=st.integers(0, 8))
-    def interrupted(self, operation: Operation, number: int) -> None:
-        """Look at it in the middle, in one of the states that it passes."""
-        passed = itertools.count()
-
-        def watch(state: str) -> None:
-            if next(passed) == number:
-                assert_explained(self.player, self.image)
-
-        self.player.machine.watch = watch
-        self.do(operation, None)
-        self.player.machine.watch = None
