@@ -85,6 +85,14 @@ class Scene:
         written = self.mm_writer[own] & (mms.lock_owner[own] == owner)
         return bool((written | self.mm_reader[own]).any())
 
+    def writer_exits(self, anon_vma: int) -> bool:
+        """Whether the task that holds the lock of an anon_vma's family has no mm: it exits, or does
+        for somebody else what exit leaves to be done (``mmput_async()``, kernel/fork.c).
+        """
+        tables = self.tables
+        owner = tables.anon_vmas.lock_owner[int(self.facts.root_row[anon_vma])]
+        return not (tables.tasks.address == owner).any()
+
     def works_on(self, anon_vma: int, mm: int) -> bool:
         """Whether the task that holds the lock of an anon_vma's family works on an mm: has it
         locked for write, or is one of its own where somebody has locked it for read; or nobody can
@@ -214,6 +222,13 @@ class Scene:
             return int(anon_vmas.num_active_vmas[anon_vma] - self._users[anon_vma])
         known = self._users[anon_vma] + self._children[anon_vma]
         return int(anon_vmas.degree[anon_vma] - known)
+
+    def child_surplus(self, anon_vma: int) -> int:
+        """How far the number of children is above those that there are; likewise."""
+        if not self.tables.era.has_separate_counts:
+            return self.active_surplus(anon_vma)
+        count = self.tables.anon_vmas.num_children[anon_vma]
+        return int(count - self._children[anon_vma])
 
     # ---- mms
 

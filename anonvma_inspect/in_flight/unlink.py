@@ -51,6 +51,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     lazy = tables.era.tags.name == "lazy"
     if lazy:
         odd |= (vmas.anon_vma == 0) & (vmas.chain_length > 0)
+    odd |= _shortened(scene)
     odd &= scene.closed
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma):
@@ -79,24 +80,67 @@ def recognise(scene: Scene) -> Iterator[Operation]:
                 yield _first_loop(scene, vma, members, linked, lock)
 
 
-# The last AVC of a VMA that munmap has taken out of its mm is off the list, so that nothing leads
-# to the VMA any more, but num_active_vmas has yet to go down.
+# VMAs whose first AVCs are off the list already, since others are in the trees of those anon_vmas;
+# what is left is whole. Of VMAs with one active anon_vma, any may be said to have the wrong list.
+def _shortened(scene: Scene) -> BoolColumn:
+    vmas = scene.tables.vmas
+    told = [NO_ROW]
+    for group in (*scene.violations("AV104"), *scene.violations("AV106")):
+        if group.vma is not None:
+            told += vmas.active[group.vma[group.vma != NO_ROW]].tolist()
+        if group.anon_vma is not None:
+            told += group.anon_vma.tolist()
+    leaves = (vmas.slot == NO_ROW) | take(scene.mm_exiting, vmas.mm, False)
+    short: BoolColumn = leaves & (vmas.active != NO_ROW) & np.isin(vmas.active, told)
+    return short & take(scene.family_held, vmas.active, False)
+
+
+# The AVCs of a VMA that munmap has taken out of its mm, or of the last one of an mm that exits, are
+# off the list as far as others are in the trees, so that nothing leads to the VMA any more. It
+# still counts for its anon_vma; and an anon_vma that nobody else has counts as a child, and refers
+# to the root.
 def _unseen(scene: Scene) -> Iterator[Operation]:
-    facts = scene.facts
-    seen: set[int] = set()
-    for group in scene.violations("AV402" if scene.tables.era.has_separate_counts else "AV401"):
+    told = _told(scene, "AV401"), _told(scene, "AV402"), _told(scene, "AV404")
+    if not scene.tables.era.has_separate_counts:
+        told = {}, told[0], told[2]
+    for root in {root: None for rows in told for root in rows}:
+        children = [row for row in told[0].get(root, []) if scene.child_surplus(row) == 1][:1]
+        active = [row for row in told[1].get(root, []) if scene.active_surplus(row) == 1][:1]
+        pinned = root in told[2].get(root, [])
+        if not (children or active or pinned):
+            continue
+        if not scene.writer_unmaps(root) and not scene.writer_exits(root):
+            continue
+
+        def settle(
+            draft: Draft,
+            root: int = root,
+            children: list[int] = children,
+            active: list[int] = active,
+        ) -> None:
+            for row in active:
+                draft.add_active(row, -1)
+            for row in children:
+                draft.add_children(row, -1)
+            draft.pending[root] = draft.pending.get(root, 0) + 1
+
+        yield Operation(
+            "unlink",
+            scene.root_lock(root),
+            (*kinds.COUNTS, *kinds.PINNED),
+            settle,
+            anon_vmas=frozenset((root, *active, *children)),
+        )
+
+
+# anon_vmas that a rule has something against, by their root, if a task holds its lock.
+def _told(scene: Scene, code: str) -> dict[int, list[int]]:
+    told: dict[int, list[int]] = {}
+    for group in scene.violations(code):
         rows = np.empty(0, dtype=np.int64) if group.anon_vma is None else group.anon_vma
         for row in rows[take(scene.family_held, rows, False)].tolist():
-            root = int(facts.root_row[row])
-            if root in seen or scene.active_surplus(row) != 1 or not scene.writer_unmaps(row):
-                continue
-            seen.add(root)
-
-            def settle(draft: Draft, row: int = row) -> None:
-                draft.add_active(row, -1)
-
-            lock = scene.root_lock(row)
-            yield Operation("unlink", lock, kinds.COUNTS, settle, anon_vmas=frozenset((row,)))
+            told.setdefault(int(scene.facts.root_row[row]), []).append(row)
+    return told
 
 
 # Who may unlink a VMA: munmap(), with the VMA out of its mm's tree and the lock perhaps only for

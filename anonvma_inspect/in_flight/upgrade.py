@@ -51,8 +51,17 @@ def recognise(scene: Scene) -> Iterator[Operation]:
 
 def _is_odd(scene: Scene, vma: int, members: RowColumn) -> bool:
     active = int(scene.tables.vmas.active[vma])
-    away = not (members == active).any()
-    return away or bool(scene.linked[vma] < len(members)) or scene.active_surplus(active) == -1
+    if not (members == active).any() or scene.linked[vma] < len(members):
+        return True
+    return scene.active_surplus(active) == -1 and not _is_copied(scene, vma)
+
+
+# Another VMA has the same anon_vma, and is not all there yet: it is that one that is not counted.
+def _is_copied(scene: Scene, vma: int) -> bool:
+    vmas = scene.tables.vmas
+    same = vmas.active == vmas.active[vma]
+    same[vma] = False
+    return bool((same & (~scene.in_mm | (scene.linked < vmas.chain_length))).any())
 
 
 # What anon_vma_alloc() made, and nobody has counted yet.
