@@ -103,7 +103,7 @@ class Image:
             ("anon_vma_chain", machine.live(Avc)),
             ("vm_area_struct", machine.live(Vma)),
             ("mm_struct", machine.live(Mm)),
-            ("task_struct", iter([*machine.processes.values(), "kthreadd"])),
+            ("task_struct", iter([*machine.processes.values(), machine.leaving, "kthreadd"])),
         ):
             self.ram.keep(struct, set(live))
         self.ram.keep("maple_node", set())
@@ -141,14 +141,15 @@ class Image:
 
     def _write_tasks(self) -> None:
         task = "task_struct"
-        processes = list(self.machine.processes.values())
+        leaving = self.machine.leaving
+        processes = [*self.machine.processes.values(), *([leaving] if leaving else [])]
         tasks = [_KERNEL, self.at(task, "kthreadd"), *(self.at(task, each) for each in processes)]
         self._write_list([at + self._offset(task, "tasks") for at in tasks])
         for pid, at in enumerate(tasks[:2], start=0):
             self._write_task(at, 2 * pid, (b"swapper/0", b"kthreadd")[pid], 0, _PF_KTHREAD)
         for process in processes:
             comm = f"{self.name}-{process.index}".encode()
-            mm = self.at("mm_struct", process.mm)
+            mm = 0 if process is leaving else self.at("mm_struct", process.mm)
             self._write_task(self.at(task, process), pid_of(process.index), comm, mm, 0)
 
     def _write_task(self, at: int, pid: int, comm: bytes, mm: int, flags: int) -> None:

@@ -40,8 +40,8 @@ def put_vma(vma: Vma) -> None:
 
 @contextmanager
 def write_locked(anon_vma: AnonVma, mm: Mm) -> Iterator[None]:
-    """``anon_vma_lock_write()``, by whoever has the lock of an mm."""
-    anon_vma.root.writer = mm.writer
+    """``anon_vma_lock_write()``, by whoever has the lock of an mm, or leaves it behind."""
+    anon_vma.root.writer = mm.writer or mm.machine.leaving
     yield
     anon_vma.root.writer = None
 

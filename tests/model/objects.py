@@ -237,6 +237,8 @@ class Machine:
         self._live: dict[Any, None] = {}
         #: The runtime switch of ANON_VMA_LAZY.
         self.lazy_enabled = rules.lazy is not None
+        #: Who is about to exit, and has no address space any more.
+        self.leaving: Process | None = None
         #: Called in the middle of operations that others can see the middle of, with its name.
         self.watch: Callable[[str], None] | None = None
         #: So many allocations succeed, then one fails; ``None``: all succeed.

@@ -69,6 +69,8 @@ def _put_mm(mm: Mm) -> None:
 
 def exit_process(process: Process) -> None:
     """``exit_mm()``: who has left an address space is the last to know what becomes of it."""
-    del process.mm.machine.processes[process.index]
+    machine = process.mm.machine
+    machine.leaving = machine.processes.pop(process.index)
     process.mm.writer = None
     _put_mm(process.mm)
+    machine.leaving = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import lazy
-from .links import get_anon_vma, link, mergeable_anon_vmas, put_anon_vma
+from .links import get_anon_vma, link, mergeable_anon_vmas, put_anon_vma, write_locked
 from .objects import AnonVma, Avc, OutOfMemory, Parent, RootVma, Vma
 
 __all__ = (
@@ -63,11 +63,17 @@ def anon_vma_clone(dst: Vma, src: Vma, *, fork: bool = False) -> None:
         dst.chain.clear()
         dst.anon_vma = None
         raise
+    # Before v7.0 each is linked at once.
+    if machine.rules.clone_reverses:
+        machine.passes("clone listed")
     for avc in reversed(dst.chain):
         avc.anon_vma.tree.insert(avc.rb)
         if fork and dst.anon_vma is None and _is_reusable(avc.anon_vma, src):
             dst.anon_vma = avc.anon_vma
             dst.anon_vma.num_active_vmas += 1
+        if machine.rules.clone_reverses:
+            with write_locked(avc.anon_vma, src.mm):
+                machine.passes("clone in part")
     if not fork and dst.anon_vma is not None:
         dst.anon_vma.num_active_vmas += 1
 
@@ -126,20 +132,27 @@ def unlink_anon_vmas(vma: Vma) -> None:
     machine = vma.mm.machine
     if lazy.drop(vma):
         machine.passes("unlink dropped")
-    emptied = []
-    for avc in vma.chain:
+    for avc in list(vma.chain):
         avc.anon_vma.tree.remove(avc.rb)
         if avc.anon_vma.tree.root is None:
             avc.anon_vma.parent.num_children -= 1
-            emptied.append(avc.anon_vma)
-        machine.free(avc)
-    vma.chain.clear()
+        else:
+            _forget(avc)
+        with write_locked(avc.anon_vma, vma.mm):
+            machine.passes("unlink in part")
     if vma.anon_vma is not None:
         vma.anon_vma.num_active_vmas -= 1
         vma.anon_vma = None
-    for anon_vma in emptied:
-        assert (anon_vma.num_children, anon_vma.num_active_vmas) == (
-            0,
-            0,
-        )  # the kernel's VM_WARN_ON
+    machine.passes("unlinked")
+    for avc in list(vma.chain):
+        anon_vma = avc.anon_vma
+        # The kernel's VM_WARN_ON.
+        assert (anon_vma.num_children, anon_vma.num_active_vmas) == (0, 0)
         put_anon_vma(anon_vma)
+        _forget(avc)
+        machine.passes("unlinked")
+
+
+def _forget(avc: Avc) -> None:
+    avc.vma.chain.remove(avc)
+    avc.vma.mm.machine.free(avc)
