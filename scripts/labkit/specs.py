@@ -156,7 +156,7 @@ _KDUMPED = (
 
 
 # With what page tables and folios say, which is no part of other snapshots.
-_DEEP = ("6.12", "7.3", "6.12-arm64", "5.10")
+_DEEP = ("6.12", "7.3", "6.12-arm64", "5.10", "6.1", "7.2")
 
 # On kernels of our own.
 _OWN: tuple[tuple[str, str, list[str]], ...] = (
