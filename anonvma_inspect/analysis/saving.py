@@ -25,6 +25,8 @@ class Saving:
     :ivar avcs: Likewise.
     :ivar anon_vmas: Likewise.
     :ivar bytes: Of those, as structs.
+    :ivar avcs_gone: Which rows of :class:`~anonvma_inspect.tables.Avcs` these are; ``None``: none.
+    :ivar anon_vmas_gone: Likewise, of :class:`~anonvma_inspect.tables.AnonVmas`.
     :ivar by_mm: The same by row of :class:`~anonvma_inspect.tables.Mms`; the last is nobody's.
     :ivar figures: What the proposal turns on, counted.
     :ivar assumed: What these figures take for granted.
@@ -44,6 +46,8 @@ class Saving:
     assumed: tuple[str, ...]
     cannot_tell: tuple[str, ...]
     not_known: str | None = None
+    avcs_gone: BoolColumn | None = None
+    anon_vmas_gone: BoolColumn | None = None
 
 
 def saving_of(
@@ -93,6 +97,8 @@ def saving_of(
         assumed=assumed,
         cannot_tell=cannot_tell,
         not_known=not_known,
+        avcs_gone=avcs,
+        anon_vmas_gone=anon_vmas,
     )
 
 
