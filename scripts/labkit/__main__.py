@@ -97,6 +97,7 @@ def capture(lab: Lab, name: str | None, everything: bool, keep_core: Path | None
 @click.argument("parameters", metavar="[NAME=NUMBER]...", nargs=-1)
 @click.option("-o", "--output", type=_NEW_FILE, required=True, help="The core to write.")
 @click.option("--smaps", is_flag=True, help="Also take VmFlags and anonymous sizes.")
+@click.option("--pages", is_flag=True, help="Also take which anonymous page is where (pagemap).")
 @click.option("--shrink", is_flag=True, help="Let the slab caches give back their spare objects.")
 @click.option("--append", default="", help="Words for the kernel's command line.")
 @click.option("--memory", type=int, default=256, show_default=True, help="MiB of the guest.")
@@ -108,6 +109,7 @@ def dump(
     parameters: tuple[str, ...],
     output: Path,
     smaps: bool,
+    pages: bool,
     shrink: bool,
     append: str,
     memory: int,
@@ -120,6 +122,7 @@ def dump(
         workload,
         parameters,
         smaps=smaps,
+        pages=pages,
         shrink=shrink,
         append=append,
         memory=memory,
