@@ -27,7 +27,7 @@ from .word import Event
 
 __all__ = ("RULES", "Script", "compare", "make_script", "rules_of", "run_scripts")
 
-#: The era of each kernel of the lab.
+#: The era of each kernel of the lab that has no changes of ours.
 RULES: dict[str, Rules] = {
     "5.10": ERAS["5.10"],
     "6.1": ERAS["6.1"],
@@ -38,6 +38,7 @@ RULES: dict[str, Rules] = {
     "6.12-faults": ERAS["6.12"],
     "7.2": ERAS["7.0"],
     "7.3": ERAS["7.3"],
+    "7.3-plain": ERAS["7.3"],
 }
 
 # Stable kernels whose MREMAP_DONTUNMAP does not reset an offset yet: 6.1.176 and 6.12.107 were seen
@@ -68,8 +69,14 @@ def make_script(number: int, seed: int, length: int) -> Script:
 
 
 def rules_of(kernel: str, version: str) -> Rules:
-    """The rules of a kernel, by the version of its package."""
-    rules = RULES[kernel]
+    """The rules of a kernel, by the version of its package.
+
+    :raises LabError: if it has changes of ours.
+    """
+    try:
+        rules = RULES[kernel]
+    except KeyError:
+        raise LabError(f"{kernel} has changes of its own, which the model does not do") from None
     since = _RESETS_OFFSETS.get(rules.name)
     if since is not None and compare_versions(version, since) < 0:
         return replace(rules, dontunmap="unlink")
