@@ -26,7 +26,7 @@ from .model.script import Player, play
 
 def test_every_kernel_has_rules() -> None:
     assert set(RULES) == {name for name, kernel in KERNELS.items() if not kernel.edits}
-    with pytest.raises(LabError, match="7.3-forgetful has changes of its own"):
+    with pytest.raises(LabError, match="has changes of its own"):
         rules_of("7.3-forgetful", "7.3.4-1~bpo13+1")
     assert rules_of("6.12", "6.12.117-1~deb12u1") is ERAS["6.12"]
     assert rules_of("6.12-arm64", "6.12.9-1").dontunmap == "unlink"
