@@ -165,7 +165,7 @@ _OWN: tuple[tuple[str, str, list[str]], ...] = (
     ("vmaops", "7.3-lazy", ["processes=8", "pages=32"]),
     ("forktree", "7.3-lazy", ["depth=3"]),
     ("forkchain", "7.3-lazy", []),
-    ("forktree", "7.3-plain", ["depth=3"]),
+    ("forktree", "7.3-plain", ["depth=3", "seed=24"]),
 )
 
 # Kernels that are preempted in few places, with what makes the best of that.
