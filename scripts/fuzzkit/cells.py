@@ -66,6 +66,7 @@ _FAMILIES = {
     "vma.anon_pgoff_lo": "AV2",
     "vma.anon_pgoff_hi": "AV2",
     "vma.anon_vma": "AV1 AV4 AV5 AV6",
+    "vma.root_refs": "AV6",
     "vma.anon_vma_chain_next": "AV1",
     "vma.anon_vma_chain_prev": "AV1",
     "avc.vma": "AV1 AV2 AV5 AV6",
