@@ -229,17 +229,21 @@ def write_set(old: Path, new: Path, name: str) -> Path:
         head = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
     made: list[str] = []
     shutil.rmtree(target / "files", ignore_errors=True)
-    for folder, _, names in os.walk(new):
-        for path in sorted(Path(folder, one) for one in names if _SOURCE.fullmatch(one)):
-            relative = path.relative_to(new)
-            before = old / relative
-            if not before.is_file():
-                ours = target / "files" / relative
-                ours.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, ours)
-            elif not filecmp.cmp(before, path):
-                edits = make_edits(str(relative), before.read_text(), path.read_text())
-                made += map(str, edits)
+    paths = (
+        Path(folder, one)
+        for folder, _, names in os.walk(new)
+        for one in names
+        if _SOURCE.fullmatch(one)
+    )
+    for path in sorted(paths):
+        relative = path.relative_to(new)
+        before = old / relative
+        if not before.is_file():
+            ours = target / "files" / relative
+            ours.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, ours)
+        elif not filecmp.cmp(before, path):
+            made += map(str, make_edits(str(relative), before.read_text(), path.read_text()))
     target.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join([*head, *made, ""]))
     return target
