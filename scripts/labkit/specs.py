@@ -220,6 +220,16 @@ def _fixtures() -> dict[str, Plan]:
         )
         for seed, (workload, kernel, words) in enumerate(_OWN, start=21)
     ]
+    # What the kernel with ANON_VMA_UNFAULTED is compared with: which VMAs have pages matters.
+    plans.append(
+        plan(
+            "guards-7.3-plain",
+            "7.3-plain",
+            "guards",
+            ["seed=22"],
+            **{**_ASKED["guards"], "pages": True, "shrink": True, "memory": 128},
+        )
+    )
     # In which a reference too many is taken.
     plans.append(
         plan(
