@@ -302,6 +302,15 @@ def test_half_done(name: str) -> None:
     assert all(codes <= explained[state] for state, codes in expected.items())
 
 
+def test_half_done_in_a_kernel_whose_scheme_is_not_sure() -> None:
+    player = must(Player(SCHEMES["lazy"]), *_FORKED, (0, "fork", 0, 0, 2), (0, "exit"))
+    image = Image(player.machine, tags=Tags(vma=1, parent=2, typed=False))
+    explained: list[set[str]] = []
+    player.machine.watch = lambda state: explained.append(assert_explained(player, image))
+    must(player, (1, "exit"))
+    assert explained[0] == {"AV105"}
+
+
 # ---- ANON_VMA_UNFAULTED
 
 

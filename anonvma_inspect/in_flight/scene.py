@@ -40,6 +40,12 @@ class Scene:
             if len(group)
         ]
 
+    @property
+    def may_be_lazy(self) -> bool:
+        """The kernel has ANON_VMA_LAZY, or what tags it has is not sure."""
+        tags = self.tables.era.tags
+        return tags.name == "lazy" or not tags.certain
+
     # ---- locks
 
     @property

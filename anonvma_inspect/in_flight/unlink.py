@@ -48,7 +48,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     odd = (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
     # The active one's AVC leaves the list at once if others are in its tree.
     odd |= (vmas.active != NO_ROW) & ~scene.has_active & take(scene.family_held, vmas.active, False)
-    lazy = tables.era.tags.name == "lazy"
+    lazy = scene.may_be_lazy
     if lazy:
         odd |= (vmas.anon_vma == 0) & (vmas.chain_length > 0)
     odd |= _shortened(scene)

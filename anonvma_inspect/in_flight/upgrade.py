@@ -33,7 +33,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     had a root VMA is under that lock as after a first fault.)
     """
     tables = scene.tables
-    if tables.era.tags.name != "lazy":
+    if not scene.may_be_lazy:
         return
     vmas = tables.vmas
     odd = scene.closed & scene.in_mm & (vmas.active != NO_ROW) & (vmas.anon_vma_tag == 0)
