@@ -32,7 +32,6 @@ from anonvma_inspect.tables import NO_ROW
 from .captures import CAPTURES, KERNELS, SOME, Capture, few_or_all, pairs_with
 from .programs import forked_vma, program, vma_at, with_words
 
-on_captures = pytest.mark.parametrize("capture", CAPTURES, ids=lambda capture: capture.name)
 on_some = pytest.mark.parametrize("capture", SOME, ids=lambda capture: capture.name)
 # What is broken on purpose: one of each kernel, and one with long chains.
 BROKEN = [*KERNELS, next(one for one in CAPTURES if one.name == "forkchain-7.3")]
@@ -71,7 +70,7 @@ TAGS = {"unfaulted": {1: "unfaulted"}, "lazy": _LAZY, "lazy-posted": _LAZY}
 # What the tables say is compared with the guest's own word elsewhere.
 
 
-@on_captures
+@on_some
 def test_decode(capture: Capture) -> None:
     prog, vmas = program(capture), capture.tables.vmas
     kinds = TAGS.get(capture.manifest["kernel"]["release"].partition("-")[2], {})
@@ -87,7 +86,7 @@ def test_decode(capture: Capture) -> None:
         )
 
 
-@on_captures
+@on_some
 def test_low_bits_are_told(capture: Capture) -> None:
     vma = forked_vma(capture)
     prog = program(capture)
@@ -100,7 +99,7 @@ def test_low_bits_are_told(capture: Capture) -> None:
     assert decoded.kind == ("lazy_vma" if lazy else "tagged")
 
 
-@on_captures
+@on_some
 def test_chains(capture: Capture) -> None:
     prog, tables = program(capture), capture.tables
     for row in some(np.arange(len(tables.vmas.address))):
@@ -109,7 +108,7 @@ def test_chains(capture: Capture) -> None:
         assert addresses(for_each_vma_avc(vma)) == expected.tolist()
 
 
-@on_captures
+@on_some
 def test_trees(capture: Capture) -> None:
     prog, tables = program(capture), capture.tables
     for row in some(np.arange(len(tables.anon_vmas.address))):
@@ -118,7 +117,7 @@ def test_trees(capture: Capture) -> None:
         assert addresses(for_each_anon_vma_avc(anon_vma)) == tables.avcs.address[nodes].tolist()
 
 
-@on_captures
+@on_some
 def test_page_offsets(capture: Capture) -> None:
     prog, vmas = program(capture), capture.tables.vmas
     for row in some(np.arange(len(vmas.address))):
@@ -161,7 +160,7 @@ def test_queries(capture: Capture) -> None:
     assert found
 
 
-@on_captures
+@on_some
 def test_children(capture: Capture) -> None:
     prog, anon_vmas = program(capture), capture.tables.anon_vmas
     rows = np.arange(len(anon_vmas.address))
