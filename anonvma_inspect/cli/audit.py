@@ -11,7 +11,7 @@ import click
 import numpy as np
 
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.rounds import audit_in_rounds, parse_on_finding
 from anonvma_inspect.cli.session import Session, target_facts
@@ -37,13 +37,7 @@ _MAX_TEXT_FINDINGS = 100
 
 
 @click.command("audit", cls=Command)
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only the families of this process (repeatable).",
-)
+@pids_option("Only the families of this process")
 @click.option(
     "--only",
     multiple=True,

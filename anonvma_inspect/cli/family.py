@@ -7,7 +7,7 @@ import click
 from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_anon_vma, find_named
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -27,9 +27,7 @@ _MAX_LISTED = 50
 @click.argument("pid", required=False, metavar="[ROOT | PID ADDRESS]")
 @click.argument("address", required=False, metavar="")
 @click.option("--all", "everything", is_flag=True, help="List all families (the default).")
-@click.option(
-    "--pid", "pids", multiple=True, metavar="PID", help="List those of this process (repeatable)."
-)
+@pids_option("List those of this process")
 @click.option(
     "--sort",
     type=click.Choice(tuple(SORTS)),

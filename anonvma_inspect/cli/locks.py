@@ -7,7 +7,7 @@ import numpy as np
 
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_process
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -21,13 +21,7 @@ _LOOKS = 3
 
 
 @click.command("locks", cls=Command)
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only those that this process holds, waits for, or shares (repeatable).",
-)
+@pids_option("Only those that this process holds, waits for, or shares")
 @click.option("--all", "idle", is_flag=True, help="Also those that are free.")
 @shared_options
 @click.pass_obj

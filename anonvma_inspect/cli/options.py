@@ -12,7 +12,7 @@ from anonvma_inspect.cli.mistakes import describe_file
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import UsageError
 
-__all__ = ("shared_options",)
+__all__ = ("pids_option", "shared_options")
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -70,6 +70,14 @@ def _store_target(
 def _check_path(option: str, name: str, value: str) -> None:
     if name == "symbols" and describe_file(value) == "core dump":
         raise UsageError(f"{value} is a core dump. Did you mean -c {value}?")
+
+
+def pids_option(what: str) -> Callable[[Decorated], Decorated]:
+    """Give a command ``--pid``, as its argument ``pids``.
+
+    :param what: What it says of the processes that are named.
+    """
+    return click.option("--pid", "pids", multiple=True, metavar="PID", help=f"{what} (repeatable).")
 
 
 def shared_options(function: Decorated) -> Decorated:

@@ -7,7 +7,7 @@ import click
 from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.analysis.savings import find_savings
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -17,13 +17,7 @@ __all__ = ("command",)
 
 
 @click.command("savings", cls=Command)
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only the families of this process (repeatable).",
-)
+@pids_option("Only the families of this process")
 @click.option(
     "--pages/--no-pages",
     default=None,

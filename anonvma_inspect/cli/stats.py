@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -16,13 +16,7 @@ __all__ = ("command",)
 
 
 @click.command("stats", cls=Command)
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only the families of this process (repeatable).",
-)
+@pids_option("Only the families of this process")
 @click.option(
     "--slabs/--no-slabs",
     default=None,

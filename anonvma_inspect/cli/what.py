@@ -11,7 +11,7 @@ from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.analysis.identify import identify
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.oops import Word, words_of
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_address, parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -31,13 +31,7 @@ _MAX_TEXT = 16 << 20
 
 @click.command("what", cls=Command)
 @click.argument("addresses", nargs=-1, required=True, metavar="ADDRESS...")
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only the families of this process are read (repeatable).",
-)
+@pids_option("Only the families of this process are read")
 @shared_options
 @click.pass_obj
 def command(settings: Settings, addresses: tuple[str, ...], pids: tuple[str, ...]) -> int:

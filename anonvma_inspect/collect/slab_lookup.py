@@ -11,15 +11,12 @@ from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.slab_caches import Cache, read_cache, read_cpus, read_names
 from anonvma_inspect.collect.slab_free import cpu_freelists, sheaf_objects, walk_freelists
 from anonvma_inspect.collect.slab_kfence import Kfence
-from anonvma_inspect.collect.slab_pages import SlabPages
+from anonvma_inspect.collect.slab_pages import SlabPages, open_slab_pages
 from anonvma_inspect.collect.slabs import SLABS_WALK
-from anonvma_inspect.errors import TargetError
-from anonvma_inspect.kernel.slab import SlabEra, resolve_slab_era
+from anonvma_inspect.kernel.slab import SlabEra
 from anonvma_inspect.tables import NO_ROW, ObjectState, RowColumn, U8Column
 from anonvma_inspect.target.memory import U64Column
 from anonvma_inspect.target.target import Target
-from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
-from anonvma_inspect.target.vmemmap import find_vmemmap
 
 __all__ = ("SlabPlaces", "look_up_objects")
 
@@ -75,18 +72,9 @@ class _Lookup:
     def of(target: Target) -> _Lookup | str:
         if target.walks is not None and SLABS_WALK not in target.walks:
             return "not in this snapshot"
-        try:
-            facts = parse_vmcoreinfo(target.vmcoreinfo, target.path)
-        except TargetError as error:
-            return str(error)
-        era = resolve_slab_era(target.layouts, facts)
-        if isinstance(era, str):
-            return era
-        vmemmap = find_vmemmap(target, facts)
-        if vmemmap is None:
-            return "where struct page is (vmemmap) is not known"
         reader = Reader(target, None)
-        return _Lookup(target, reader, era, SlabPages(reader, era, vmemmap))
+        opened = open_slab_pages(reader, target)
+        return opened if isinstance(opened, str) else _Lookup(target, reader, *opened)
 
     def fill(self, addresses: U64Column, places: SlabPlaces) -> SlabPlaces:
         pages = self.pages

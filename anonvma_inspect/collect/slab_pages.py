@@ -5,14 +5,40 @@ from __future__ import annotations
 import numpy as np
 
 from anonvma_inspect.collect.reader import Reader
-from anonvma_inspect.kernel.slab import SlabEra, head_of
+from anonvma_inspect.collect.slab_caches import read_variable
+from anonvma_inspect.errors import TargetError
+from anonvma_inspect.kernel.slab import SlabEra, head_of, resolve_slab_era
 from anonvma_inspect.tables import NO_ROW, RowColumn, find_rows
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column, distinct, starts_run
+from anonvma_inspect.target.target import Target
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
+from anonvma_inspect.target.vmemmap import find_vmemmap
 
-__all__ = ("SlabPages",)
+__all__ = ("SlabPages", "open_slab_pages")
 
 # Page frames looked at together.
 _BATCH = 1 << 16
+
+
+def open_slab_pages(reader: Reader, target: Target) -> tuple[SlabEra, SlabPages] | str:
+    """Find what it takes to read slabs.
+
+    :param reader: Reads the structs; where they are is a hole of it, if that is not there.
+    :return: Or why they cannot be read.
+    """
+    try:
+        facts = parse_vmcoreinfo(target.vmcoreinfo, target.path)
+    except TargetError as error:
+        return str(error)
+    era = resolve_slab_era(target.layouts, facts)
+    if isinstance(era, str):
+        return era
+    vmemmap = find_vmemmap(target, facts)
+    if vmemmap is None:
+        # If that is because it is not there, it is a hole.
+        read_variable(reader, target, "vmemmap_base")
+        return "where struct page is (vmemmap) is not known"
+    return era, SlabPages(reader, era, vmemmap)
 
 
 class SlabPages:

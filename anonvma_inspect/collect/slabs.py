@@ -23,11 +23,10 @@ from anonvma_inspect.collect.slab_free import (
     walk_steady,
 )
 from anonvma_inspect.collect.slab_kfence import Kfence
-from anonvma_inspect.collect.slab_pages import SlabPages
+from anonvma_inspect.collect.slab_pages import SlabPages, open_slab_pages
 from anonvma_inspect.collect.slab_unreached import find_unreached
-from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.era import Record
-from anonvma_inspect.kernel.slab import SlabEra, resolve_slab_era
+from anonvma_inspect.kernel.slab import SlabEra
 from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
@@ -46,8 +45,6 @@ from anonvma_inspect.tables import (
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 from anonvma_inspect.target.target import Target
-from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
-from anonvma_inspect.target.vmemmap import find_vmemmap
 
 __all__ = ("LEAKS_WALK", "SLABS_WALK", "collect_slabs")
 
@@ -177,18 +174,10 @@ class _Slabs:
     def of(target: Target, tables: Tables, reader: Reader, leaks: bool) -> _Slabs | str:
         if target.walks is not None and SLABS_WALK not in target.walks:
             return _NOT_SAVED
-        try:
-            facts = parse_vmcoreinfo(target.vmcoreinfo, target.path)
-        except TargetError as error:
-            return str(error)
-        era = resolve_slab_era(target.layouts, facts)
-        if isinstance(era, str):
-            return era
-        vmemmap = find_vmemmap(target, facts)
-        if vmemmap is None:
-            # If that is because it is not there, it is a hole.
-            read_variable(reader, target, "vmemmap_base")
-            return "where struct page is (vmemmap) is not known"
+        opened = open_slab_pages(reader, target)
+        if isinstance(opened, str):
+            return opened
+        era, pages = opened
         vmas, avcs, anon_vmas = tables.vmas, tables.avcs, tables.anon_vmas
         full = anon_vmas.rb_root != 0
         to_vmas, to_anon_vmas = _lost_by_vmas(tables)
@@ -213,7 +202,7 @@ class _Slabs:
                 _lost(anon_vmas.parent[full], anon_vmas.parent_row[full]),
             ),
         )
-        return _Slabs(target, reader, era, SlabPages(reader, era, vmemmap), kinds, tables, leaks)
+        return _Slabs(target, reader, era, pages, kinds, tables, leaks)
 
     def collect(self) -> Allocation | str:
         pages = self.pages

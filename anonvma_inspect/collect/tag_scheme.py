@@ -9,18 +9,14 @@ import numpy as np
 from anonvma_inspect.collect.mm_store import MmStore
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.slab_caches import read_variable
-from anonvma_inspect.collect.slab_pages import SlabPages
+from anonvma_inspect.collect.slab_pages import SlabPages, open_slab_pages
 from anonvma_inspect.collect.tasks import Threads
-from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.era import Era
-from anonvma_inspect.kernel.slab import resolve_slab_era
 from anonvma_inspect.kernel.tag_schemes import SWITCHES, SeenTags, choose_scheme, declared_scheme
 from anonvma_inspect.kernel.tags import TagScheme, decode_anon_vma
 from anonvma_inspect.tables import NO_ROW, I64Column, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 from anonvma_inspect.target.target import Target
-from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
-from anonvma_inspect.target.vmemmap import find_vmemmap
 
 __all__ = ("find_tag_scheme",)
 
@@ -110,11 +106,12 @@ class _Evidence:
     ) -> tuple[BoolColumn, BoolColumn]:
         known = find_rows(vmas, pointer) != NO_ROW
         sound = ~self._reader.space.wild(pointer, self._era.vma.size)
-        pages = self._pages()
-        if pages is None or not len(pointer):
+        opened = open_slab_pages(self._reader, self._target)
+        if isinstance(opened, str) or not len(pointer):
             there = np.where(sound, pointer, np.uint64(0))
             is_vma = known | (sound & self._looks_like_vma(there))
             return is_vma, sound & ~is_vma & self._looks_like_anon_vma(there)
+        _, pages = opened
         cache_of_vmas = self._cache(pages, "vm_area_cachep", vmas)
         cache_of_anon_vmas = self._cache(pages, "anon_vma_cachep", anon_vmas)
         cache = np.zeros(len(pointer), dtype=np.uint64)
@@ -125,18 +122,6 @@ class _Evidence:
         is_vma |= unknown & self._looks_like_vma(there)
         is_anon_vma = (cache == cache_of_anon_vmas) & (cache != 0)
         return is_vma, is_anon_vma | (unknown & self._looks_like_anon_vma(there))
-
-    def _pages(self) -> SlabPages | None:
-        target = self._target
-        try:
-            facts = parse_vmcoreinfo(target.vmcoreinfo, target.path)
-        except TargetError:
-            return None
-        era = resolve_slab_era(target.layouts, facts)
-        vmemmap = find_vmemmap(target, facts)
-        if isinstance(era, str) or vmemmap is None:
-            return None
-        return SlabPages(self._reader, era, vmemmap)
 
     # The cache of a kind of objects: that of most that are known, else the one that is named.
     def _cache(self, pages: SlabPages, variable: str, objects: U64Column) -> np.uint64:

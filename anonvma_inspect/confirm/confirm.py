@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -65,7 +65,7 @@ def confirm(
         if suspicions.compare(before.tables, now):
             on_finding()
         before = now
-    return suspicions.outcome(before)
+    return suspicions.outcome()
 
 
 # Which invariant is violated, how, by which objects, and the how many-eth group of such it is: a
@@ -88,6 +88,7 @@ class _Undecided:
 class _Suspicions:
     def __init__(self, first: catalogue.Audit, broken_threads: Callable[[], Broken]) -> None:
         self._first = first
+        self._last = _Reading(first)
         self._broken_threads = broken_threads
         self._open: dict[_Kind, _Undecided] = {}
         self._confirmed: dict[_Kind, U64Column] = {}
@@ -117,7 +118,7 @@ class _Suspicions:
         """Take another reading into account, and tell whether it confirmed anything."""
         found = False
         steady = Steady(before, now.tables)
-        unexplained = _Unexplained(now)
+        self._last = _Reading(now)
         left_open: dict[_Kind, _Undecided] = {}
         for kind, result, group in _groups(now):
             address = group.address
@@ -132,7 +133,7 @@ class _Suspicions:
             done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
             sure = ~done & (count >= _needed(kind[0], group, now.tables))
             if sure.any():
-                sure &= unexplained.violations(result, group)
+                sure &= ~self._last.explains(result, group)
             if group.object_type in _OF_TASKS:
                 sure &= self._astray_again(group, sure)
             if sure.any():
@@ -173,16 +174,11 @@ class _Suspicions:
                 sure[row] = (int(group.address[row]), group.actual(row)) in here
         return sure
 
-    def outcome(self, last: catalogue.Audit) -> in_flight.Audit:
-        """What is confirmed, and what is not.
-
-        :param last: The last reading.
-        """
-        explained: tuple[tuple[Result, tuple[in_flight.Operation, ...]], ...] = ()
-        if self.undecided(of_first=True):
-            explained = in_flight.explain(last).explained
-        for kind, addresses in _addresses(result for result, _ in explained).items():
-            self._take_out(kind, addresses)
+    def outcome(self) -> in_flight.Audit:
+        """What is confirmed, and what is not."""
+        explained = self._last.explained if self.undecided(of_first=True) else ()
+        for way, addresses in _by_way(explained).items():
+            self._take_out(way, addresses)
         self._let_go({})
         transient: dict[str, list[tuple[Result, Violations]]] = {}
         for result, group in self._transient:
@@ -204,28 +200,33 @@ class _Suspicions:
                 self._open[kind] = _Undecided(last.result, last.group.only(left), last.agreed[left])
 
 
-class _Unexplained:
-    """Which violations no operation under way explains; nobody is asked before it matters."""
+class _Reading:
+    """What operations under way explain of a reading; nobody is asked before it matters."""
 
     def __init__(self, audit: catalogue.Audit) -> None:
         self._audit = audit
 
     @cached_property
-    def _explained(self) -> dict[_Way, U64Column]:
-        return _addresses(result for result, _ in in_flight.explain(self._audit).explained)
+    def explained(self) -> _Explained:
+        return in_flight.explain(self._audit).explained
 
-    def violations(self, result: Result, group: Violations) -> BoolColumn:
+    @cached_property
+    def _addresses_by_way(self) -> dict[_Way, U64Column]:
+        return _by_way(self.explained)
+
+    def explains(self, result: Result, group: Violations) -> BoolColumn:
         way = (result.invariant.code, group.message)
-        return ~np.isin(group.address, self._explained.get(way, _NO_ADDRESSES))
+        return np.isin(group.address, self._addresses_by_way.get(way, _NO_ADDRESSES))
 
 
+_Explained = tuple[tuple[Result, tuple[in_flight.Operation, ...]], ...]
 # The code and the message: what operations explain, they explain of all words of an object.
 _Way = tuple[str, str]
 
 
-def _addresses(results: Iterable[Result]) -> dict[_Way, U64Column]:
+def _by_way(explained: _Explained) -> dict[_Way, U64Column]:
     addresses: dict[_Way, U64Column] = {}
-    for result in results:
+    for result, _ in explained:
         for group in result.violations:
             way = (result.invariant.code, group.message)
             addresses[way] = np.append(addresses.get(way, _NO_ADDRESSES), group.address)
