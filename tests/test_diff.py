@@ -99,6 +99,13 @@ def test_leaks_come_first() -> None:
     assert lines[1] == "  0xffff888000800000"
 
 
+def test_leaks_of_a_kernel_that_runs() -> None:
+    before, after = summarize(tables_of(family())), summarize(tables_of(grown()))
+    facts = dataclasses.replace(FACTS, kind="kcore")
+    lines = list(DiffReport(facts, facts, before, after, True, True).text(PLAIN))
+    assert "of a kernel that runs, some may be on their way: audit --leaks confirms" in lines
+
+
 def test_text() -> None:
     lines = "".join(render(report(tables_of(grown()), tables_of(family())), "table", PLAIN))
     assert lines.startswith("leaks: no more than before (0)\n")
@@ -171,6 +178,14 @@ def test_of_two_machines(cli: Cli) -> None:
     assert gone == words[0] - words[1]
 
 
+def test_of_a_process(cli: Cli) -> None:
+    """The witness, which both machines have."""
+    document = answer(cli, str(CAPTURE.core), str(OTHER.core), "--pid", "1")
+    assert {change["pid"] for change in document["processes"]} <= {1}
+    assert document["totals"]["mms"] == {"before": 1, "after": 1, "grown": 0}
+    assert document["leaks"]["looked_for"] is False
+
+
 def test_one_file_and_a_target(cli: Cli) -> None:
     one = answer(cli, str(CAPTURE.core), str(OTHER.core))
     ran = cli("-q", "-c", str(CAPTURE.core), "--format", "json", "diff", str(OTHER.core))
@@ -205,6 +220,7 @@ def test_a_target_that_runs_is_read_twice(cli: Cli, monkeypatch: pytest.MonkeyPa
     [
         (("a", "b", "c"), "diff compares two: A and B"),
         (("a",), "diff compares two: name another file, or one with -c"),
+        (("a", "b", "--pid", "1", "--slabs"), "--slabs is of all processes: leave out --pid"),
         (("a", "b", "--every", "1"), "--every is for a target that runs: leave out the files"),
     ],
 )

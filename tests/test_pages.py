@@ -686,6 +686,18 @@ def test_the_reverse_walk_finds_what_page_tables_have(capture: Capture) -> None:
         assert walk.known.all()
 
 
+def test_a_slab_is_no_folio() -> None:
+    # Its words are others: what stands where a folio has its mapping may look like an anon_vma.
+    tables, target = deep_tables(CAPTURE), CAPTURE.target
+    shift = target.page_size.bit_length() - 1
+    for address in tables.vmas.address[::40].tolist():
+        frame = find_frame(target, address)
+        assert frame == ((address - target.space.direct_map) % 2**64) >> shift
+        rmap = read_rmap(target, frame)
+        assert rmap.kind is MappingKind.OTHER
+        assert not len(rmap.walk.vma)
+
+
 def test_what_names_a_page() -> None:
     tables, target = deep_tables(CAPTURE), CAPTURE.target
     pages = pages_of(tables)

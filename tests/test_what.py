@@ -17,10 +17,10 @@ import pytest
 import anonvma_inspect.target
 from anonvma_inspect.analysis.identify import Identity, Kind, identify
 from anonvma_inspect.cli.oops import words_of
-from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.collect import collect_audit, collect_pages
 from anonvma_inspect.collect.look_up import look_up
 from anonvma_inspect.collect.slab_lookup import look_up_objects
-from anonvma_inspect.tables import ObjectState, Tables
+from anonvma_inspect.tables import NO_ROW, ObjectState, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import OverlayMemory, U64Column
 
@@ -208,6 +208,24 @@ def test_ksm() -> None:
     )
     assert (item.struct, node.struct) == (records.rmap_item.struct, records.stable_node.struct)
     assert item.anon_vma == tables.rmap_items.anon_vma_row[0]
+
+
+DEEP = [capture for capture in CAPTURES if capture.name.startswith("deep-")]
+
+
+@pytest.mark.parametrize("capture", DEEP, ids=lambda capture: capture.name)
+def test_folios(capture: Capture) -> None:
+    """Their struct page, and the memory that they are."""
+    tables = collect_pages(capture.target, capture.tables)
+    assert tables.pages is not None
+    folios = tables.pages.folios
+    row = int(np.flatnonzero(folios.anon_vma != NO_ROW)[0])
+    memory = tables.space.direct_map + int(folios.pfn[row]) * tables.era.page_size + 0x123
+    page, inside = what(capture, int(folios.address[row]) + 8, memory % 2**64)
+    for identity in (page, inside):
+        assert identity.kind is Kind.FOLIO
+        assert identity.anon_vma == folios.anon_vma[row]
+        assert identity.state is not ObjectState.ALLOCATED
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import click
 
-from anonvma_inspect.analysis.difference import summarize
+from anonvma_inspect.analysis.difference import Summary, summarize
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.report.diff import DiffReport
-from anonvma_inspect.tables import Tables
+from anonvma_inspect.report.facts import TargetFacts
 from anonvma_inspect.target import Target
 
 __all__ = ("command",)
@@ -29,15 +31,26 @@ __all__ = ("command",)
     help="Of a target that runs: read it now and so many seconds later.",
 )
 @click.option(
+    "--pid",
+    "pids",
+    multiple=True,
+    metavar="PID",
+    help="Only the families of this process, which both must have (repeatable).",
+)
+@click.option(
     "--slabs/--no-slabs",
     default=None,
     help="Also look at all slabs for objects that nothing leads to (the default, but for a machine "
-    "that runs).",
+    "that runs and with --pid).",
 )
 @shared_options
 @click.pass_obj
 def command(
-    settings: Settings, files: tuple[str, ...], every: float | None, slabs: bool | None
+    settings: Settings,
+    files: tuple[str, ...],
+    every: float | None,
+    pids: tuple[str, ...],
+    slabs: bool | None,
 ) -> int:
     """What has changed from one reading to another.
 
@@ -46,37 +59,25 @@ def command(
     nothing leads to any more.
     """
     session = Session(settings)
+    numbers = [parse_pid(pid) for pid in pids]
+    if numbers and slabs:
+        raise UsageError("--slabs is of all processes: leave out --pid")
     if len(files) > 2:
         raise UsageError("diff compares two: A and B")
     if files and every is not None:
         raise UsageError("--every is for a target that runs: leave out the files")
-    if files:
-        first = _named(settings, files[0]) if len(files) == 2 else session
-        if len(files) == 1 and settings.kind is None:
-            raise UsageError("diff compares two: name another file, or one with -c")
-        before, after = first.open(), _named(settings, files[-1]).open()
-        sessions = (first, _named(settings, files[-1]))
-        tables = _read(sessions[0], before, slabs)
-        one = summarize(tables)
-        one_facts, one_complete = target_facts(before, tables), tables.complete
-        tables = _read(sessions[1], after, slabs)
-    else:
-        before = session.open()
-        if not before.live or every is None:
-            raise UsageError("diff compares two: name A and B, or say --every of one that runs")
-        tables = _read(session, before, slabs)
-        one = summarize(tables)
-        one_facts, one_complete = target_facts(before, tables), tables.complete
-        time.sleep(every)
-        after = before.again()
-        tables = _read(session, after, slabs)
+    if len(files) == 1 and settings.kind is None:
+        raise UsageError("diff compares two: name another file, or one with -c")
+    both = _of_files(session, files) if files else _of_one(session, every)
+    # One after the other: the tables of the first are not kept.
+    before, after = (_read(*each, numbers, slabs) for each in both)
     report = DiffReport(
-        one_facts,
-        target_facts(after, tables),
-        one,
-        summarize(tables),
-        _same_boot(before, after),
-        one_complete and tables.complete,
+        before.facts,
+        after.facts,
+        before.summary,
+        after.summary,
+        _same_boot(before.target, after.target),
+        before.complete and after.complete,
     )
     session.answer(report)
     if report.complete:
@@ -85,16 +86,41 @@ def command(
     return session.INCOMPLETE
 
 
+@dataclass(frozen=True)
+class _Reading:
+    target: Target
+    facts: TargetFacts
+    summary: Summary
+    complete: bool
+
+
+def _of_files(session: Session, files: tuple[str, ...]) -> Iterator[tuple[Session, Target]]:
+    sessions = [_named(session.settings, path) for path in files]
+    # Both are opened before either is read: one that cannot be is told at once.
+    yield from [(each, each.open()) for each in [session, *sessions][-2:]]
+
+
+def _of_one(session: Session, every: float | None) -> Iterator[tuple[Session, Target]]:
+    target = session.open()
+    if not target.live or every is None:
+        raise UsageError("diff compares two: name A and B, or say --every of one that runs")
+    yield session, target
+    time.sleep(every)
+    yield session, target.again()
+
+
 # The same options, of another file.
 def _named(settings: Settings, path: str) -> Session:
     paths = {name: value for name, value in settings.paths.items() if name not in ("qemu", "gdb")}
     return Session(replace(settings, kind="core", paths={**paths, "core": path}))
 
 
-def _read(session: Session, target: Target, slabs: bool | None) -> Tables:
-    if slabs or (slabs is None and not target.live):
-        return session.collect_audit(target, leaks=True)
-    return session.collect(target)
+def _read(session: Session, target: Target, pids: list[int], slabs: bool | None) -> _Reading:
+    if not pids and (slabs or (slabs is None and not target.live)):
+        tables = session.collect_audit(target, leaks=True)
+    else:
+        tables = session.collect(target, pids)
+    return _Reading(target, target_facts(target, tables), summarize(tables), tables.complete)
 
 
 # Each boot puts the kernel and its direct map elsewhere, if nothing else is told apart.

@@ -6,7 +6,7 @@ import numpy as np
 
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel.folio import FolioEra, MappingKind, decode_mapping
-from anonvma_inspect.kernel.slab import head_of
+from anonvma_inspect.kernel.slab import SlabEra, head_of
 from anonvma_inspect.tables import NO_ROW, Folios, I64Column, find_rows
 from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
@@ -47,6 +47,18 @@ class FolioReader:
         page = self.page_of(np.array([frame], dtype=np.uint64))
         info, _ = self._reader.words(self._era.page, page, "head")
         return int(page[0]), int(head_of(page, info, self._era.page.size)[0])
+
+    def has_type(self, head: int, slab: SlabEra | None) -> bool:
+        """Whether a page is used for something whose words mean other things: a slab, a page table,
+        free memory.
+
+        :param head: Address of the ``struct page``.
+        """
+        rows, _ = self._reader.rows(self._era.page, np.array([head], dtype=np.uint64))
+        # PAGE_TYPE_BASE and what is above it read as counts far below zero.
+        if int(self._era.page.signed(rows, "mapcount")[0]) < -1:
+            return True
+        return slab is not None and bool(slab.is_slab(rows)[0])
 
     def anonymous(self, frames: U64Column) -> tuple[BoolColumn, U64Column, BoolColumn]:
         """Which page frames hold anonymous memory.

@@ -19,9 +19,11 @@ from anonvma_inspect.collect.reader import Progress, Reader
 from anonvma_inspect.errors import NotFoundError, TargetError
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.page_table import EntryKind
+from anonvma_inspect.kernel.slab import resolve_slab_era
 from anonvma_inspect.tables import NO_ROW, Folios, I64Column, RowColumn, Tables, find_rows
 from anonvma_inspect.target.memory import KERNEL_HALF, BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 
 __all__ = ("Rmap", "RmapWalk", "find_frame", "frame_at", "read_rmap")
 
@@ -163,6 +165,10 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
     folios = FolioReader(reader, sources.era, sources.vmemmap)
     page, head = folios.head_of_frame(frame)
     folio = folios.read(np.array([head], dtype=np.uint64))
+    slab = resolve_slab_era(target.layouts, parse_vmcoreinfo(target.vmcoreinfo, target.path))
+    if folios.has_type(head, None if isinstance(slab, str) else slab):
+        kind_of = np.array([MappingKind.OTHER], dtype=np.uint8)
+        folio = dataclasses.replace(folio, kind=kind_of, mapcount=folio.mapcount * 0)
     if len(reader.holes().address):
         raise NotFoundError(f"the struct page of page frame {frame:#x} is not in this target")
     kind, pointer = MappingKind(int(folio.kind[0])), int(folio.pointer[0])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -42,28 +41,32 @@ def _of_pages(check: Callable[[Facts, PageFacts], Verdict]) -> Callable[[Facts],
     return checked
 
 
-# Violations whose objects are the folios of the first mapping of each group.
+# Violations whose objects are the folios of the first mapping of each group. (No word is named for
+# what counts: it lies elsewhere in a large folio than in a small one.)
 def _of_folios(
     deep: PageFacts,
     message: str,
     rows: RowColumn,
     count: I64Column,
-    field: int,
+    field: int | None,
     expected: Text,
     actual: Text,
 ) -> Violations:
     pages = deep.pages
     folio, vma = pages.mappings.folio[rows], pages.mappings.vma[rows]
     address = pages.folios.address[folio]
-    # If many say the same, it is not their word that is wrong.
-    single = count <= np.maximum(pages.folios.pages[folio], 1)
+    word = None
+    if field is not None:
+        # If many say the same, it is not their word that is wrong.
+        single = count <= np.maximum(pages.folios.pages[folio], 1)
+        word = np.where(single, address + np.uint64(field), np.uint64(0))
     return Violations(
         message,
         pages.struct,
         address,
         expected,
         actual,
-        word=np.where(single, address + np.uint64(field), np.uint64(0)),
+        word=word,
         vma=vma,
         anon_vma=pages.folios.anon_vma[folio],
     )
@@ -127,37 +130,28 @@ def _check_chain(facts: Facts, deep: PageFacts) -> Verdict:
     rows = deep.of_runs(bad)
     folio = mappings.folio[rows]
     first, count = group_rows(rows, mappings.vma[rows], folios.pointer[folio])
-    actual = address_text(folios.pointer[mappings.folio[first]])
+    has_none = vmas.anon_vma_pointer[mappings.vma[first]] == 0
+    linked, bare = np.flatnonzero(~has_none), np.flatnonzero(has_none)
+    named = folios.pointer[mappings.folio[first]]
     groups = [
         _of_folios(
             deep,
             "the anon_vma of a mapped folio is not in the chain of the VMA",
-            first[which],
-            count[which],
+            first[linked],
+            count[linked],
             pages.mapping_offset,
             always("an anon_vma of the VMA's chain"),
-            _pages_text(_picked(actual, which), count[which]),
-        )
-        for which in [np.flatnonzero(vmas.anon_vma_pointer[mappings.vma[first]] != 0)]
-    ]
-    bare = np.flatnonzero(vmas.anon_vma_pointer[mappings.vma[first]] == 0)
-    groups.append(
+            _pages_text(address_text(named[linked]), count[linked]),
+        ),
         facts.of_vmas(
             "a VMA without an anon_vma maps anonymous folios",
             mappings.vma[first[bare]],
             "anon_vma",
-            address_text(folios.pointer[mappings.folio[first[bare]]]),
-            _pages_text(
-                lambda index: f"{int(vmas.anon_vma[mappings.vma[first[bare[index]]]]):#x}",
-                count[bare],
-            ),
-        )
-    )
+            address_text(named[bare]),
+            _pages_text(address_text(vmas.anon_vma[mappings.vma[first[bare]]]), count[bare]),
+        ),
+    ]
     return Verdict(int(np.count_nonzero(deep.vma_settled[mappings.vma[deep.mapped]])), groups)
-
-
-def _picked(text: Text, rows: RowColumn) -> Text:
-    return lambda index: text(int(rows[index]))
 
 
 @_of_pages
@@ -197,16 +191,11 @@ def _check_mapcount(facts: Facts, deep: PageFacts) -> Verdict:
         "a folio is mapped more often than it counts",
         first,
         count,
-        0,
+        None,
         lambda index: f"at least {int(found[index])}",
         count_text(folios.most_mapcount[folio]),
     )
-    return Verdict(int(np.count_nonzero(times > 0)), [_without_word(group)])
-
-
-# What counts lies elsewhere in a large folio than in a small one.
-def _without_word(group: Violations) -> Violations:
-    return dataclasses.replace(group, word=None)
+    return Verdict(int(np.count_nonzero(times > 0)), [group])
 
 
 # The first mapping of some folios.
@@ -242,11 +231,11 @@ def _check_lost(facts: Facts, deep: PageFacts) -> Verdict:
         "a folio counts more mappings than there are",
         first,
         count,
-        0,
+        None,
         count_text(deep.times[folio]),
         count_text(folios.mapcount[folio]),
     )
-    return Verdict(int(np.count_nonzero(judged)), [_without_word(group)])
+    return Verdict(int(np.count_nonzero(judged)), [group])
 
 
 def _why_not_all(facts: Facts) -> str | None:
@@ -291,11 +280,11 @@ def _check_reached(facts: Facts, deep: PageFacts) -> Verdict:
         "the reverse map of a folio does not lead to a VMA that maps it",
         first,
         count,
-        0,
+        None,
         always("the VMA in the tree of the folio's anon_vma"),
         _pages_text(always("not there"), count),
     )
-    return Verdict(len(deep.of_runs(runs[judged])), [_without_word(group)])
+    return Verdict(len(deep.of_runs(runs[judged])), [group])
 
 
 @_of_pages
@@ -318,14 +307,14 @@ def _check_exclusive(facts: Facts, deep: PageFacts) -> Verdict:
         "a page that is marked as exclusive is mapped more than once",
         first,
         count,
-        0,
+        None,
         always("mapped once"),
         lambda index: (
             f"mapped {int(count[index])} times, as page {int(mappings.pfn[first[index]]):#x}"
         ),
     )
     exclusive = np.count_nonzero(mappings.exclusive & mappings.present)
-    return Verdict(int(exclusive), [_without_word(group)])
+    return Verdict(int(exclusive), [group])
 
 
 @_of_pages

@@ -19,7 +19,7 @@ from anonvma_inspect.analysis.difference import (
 from anonvma_inspect.report.escape import escape
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.style import Style
-from anonvma_inspect.report.words import counted, hexadecimal, table
+from anonvma_inspect.report.words import hexadecimal, table
 
 __all__ = ("DiffReport",)
 
@@ -28,6 +28,7 @@ SCHEMA = "anonvma-inspect/diff/1"
 # Lines that a person reads; who wants all takes JSON. Addresses of leaks that are worth telling.
 _MAX_LISTED = 10
 _MAX_LEAKS = 100
+_RUNNING = ("kcore", "qemu")
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ class DiffReport:
             for address in leak["new"][:_MAX_LISTED]:
                 yield f"  {address}"
             if len(leak["new"]) > _MAX_LISTED:
-                yield f"  ... and {counted(len(leak['new']) - _MAX_LISTED, 'more')}"
+                yield f"  ... and {len(leak['new']) - _MAX_LISTED:,} more"
+        if self.after_facts.kind in _RUNNING:
+            yield "of a kernel that runs, some may be on their way: audit --leaks confirms"
 
     def _first(self, root: int) -> Document:
         pid, comm = self.after.first.get(root, self.before.first.get(root, (None, b"")))

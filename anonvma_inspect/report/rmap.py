@@ -30,7 +30,7 @@ _KINDS = {
 _NO_WALK = {
     MappingKind.NONE: "the page belongs to nothing that has a reverse map",
     MappingKind.FILE: "a page of a file, or of shared memory: its mappings are the file's affair",
-    MappingKind.OTHER: "a page of a driver's",
+    MappingKind.OTHER: "no page of a process: a slab, a page table, free, or a driver's",
 }
 
 

@@ -150,8 +150,9 @@ class WhatReport:
             yield f"anon_vma {anon_vma}, of no family"
             return
         family = int(self.families.anon_vma_family[identity.anon_vma])
+        once = "" if identity.met or identity.kind is Kind.FOLIO else "once of "
         yield (
-            f"{'' if identity.met else 'once of '}anon_vma {anon_vma}, family of root "
+            f"{once}anon_vma {anon_vma}, family of root "
             f"{hexadecimal(root)}: {counted(int(self.families.anon_vmas[family]), 'anon_vma')}, "
             f"{counted(int(self.families.vmas[family]), 'VMA')}"
         )
