@@ -10,7 +10,7 @@ import click
 
 from anonvma_inspect.analysis.difference import Summary, summarize
 from anonvma_inspect.cli.command import Command
-from anonvma_inspect.cli.options import shared_options
+from anonvma_inspect.cli.options import pids_option, shared_options
 from anonvma_inspect.cli.parameters import parse_pid
 from anonvma_inspect.cli.session import Session, target_facts
 from anonvma_inspect.cli.settings import Settings
@@ -30,13 +30,7 @@ __all__ = ("command",)
     metavar="SECONDS",
     help="Of a target that runs: read it now and so many seconds later.",
 )
-@click.option(
-    "--pid",
-    "pids",
-    multiple=True,
-    metavar="PID",
-    help="Only the families of this process, which both must have (repeatable).",
-)
+@pids_option("Only the families of this process, which both must have")
 @click.option(
     "--slabs/--no-slabs",
     default=None,
