@@ -205,6 +205,13 @@ def test_lazy_is_what_a_kernel_with_it_does(plain: Capture) -> None:
     )
     there = families_by_size(lazy, *nothing)
     saving = save_lazy(plain.tables, find_families(plain.tables))
+    now = [len(tables.vmas.address) for tables in (plain.tables, lazy)]
+    assert now[0] == now[1]
+    assert saving.avcs == len(plain.tables.avcs.address) - len(lazy.avcs.address)
+    counted = [int(np.count_nonzero(tables.anon_vmas.reached)) for tables in (plain.tables, lazy)]
+    # One VMA was cut into three parts, two were cut into two.
+    of_parts = 12 * (3 - 1) + 2 * 12 * (2 - 1)
+    assert saving.anon_vmas == counted[0] - counted[1] - of_parts
     assert saving.avcs_gone is not None
     assert saving.anon_vmas_gone is not None
     predicted_left = families_by_size(plain.tables, saving.avcs_gone, saving.anon_vmas_gone)

@@ -63,6 +63,8 @@ def save_lazy(tables: Tables, families: Families) -> Saving:
             "children that have exited: the fork has given their parent's VMA an anon_vma for good "
             "(less is saved)",
             "copies in place (split, mremap) that were merged or unmapped again, likewise",
+            "what else processes that have exited left behind: fork would have handed on other "
+            "anon_vmas, and some of those that wait need not have been made (more is saved)",
             "VMAs that are kept only as root VMAs of others (more VMAs)",
             "VMAs that were split and are not alike any more: each gets an anon_vma of its own at "
             "fork (less is saved); likewise copies of one VMA's parts in a child, which share one "
