@@ -87,8 +87,9 @@ def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
 @click.option("--times", default=5, show_default=True, help="Runs of each command but the script.")
 def cli(cores: Sequence[str], vmlinux: str | None, no_plain: bool, times: int) -> None:
     """Compare, for each dump: the whole audit; a plain drgn script that walks the same structures
-    and checks only num_active_vmas and the sizes of the trees; the bare gathers of the same
-    objects. Start-up is included in the first two.
+    and checks only num_active_vmas and the sizes of the trees; the bare gathers of all objects
+    that the audit reads, each once, in the order in which it first reads them. Start-up is included
+    in the first two.
 
     The large guests: scripts/lab dump 6.12 large -o large.core --memory 3072 (or lab kdump), and
     with children=10 --memory 1024 or children=1 --memory 512 smaller ones.
