@@ -143,6 +143,11 @@ class Tasks:
     tgid: I64Column
     #: Command name, at most 15 bytes, anything at all in them.
     comm: TextColumn
+    #: When it began, in nanoseconds since boot, and how many programs it and its ancestors have
+    #: executed since: with the PID, what tells it from a task that had its memory before. 0 where
+    #: the target does not have them.
+    start_boottime: U64Column
+    self_exec_id: U64Column
     #: Row in :class:`Mms`.
     mm: RowColumn
 

@@ -717,6 +717,8 @@ class _Reader:
                 pid=_numbers([task.pid for task in model.tasks]),
                 tgid=_numbers([task.pid for task in model.tasks]),
                 comm=np.array([task.comm for task in model.tasks], dtype="S16"),
+                start_boottime=_words([0 for _ in model.tasks]),
+                self_exec_id=_words([0 for _ in model.tasks]),
                 mm=_numbers([mm_row[task.mm.address] for task in model.tasks]),
             ),
             holders=self.holders(),

@@ -190,7 +190,7 @@ def test_memory_does_not_grow_with_rounds() -> None:
 
 def test_evidence(cli: Cli, serve: Serve, tmp_path: Path) -> None:
     """The snapshot shows what was confirmed, even if it is gone a moment later; one is enough."""
-    serve(itertools.chain([wrong_count()] * 2, itertools.repeat({})))
+    serve(itertools.chain([wrong_count()] * 3, itertools.repeat({})))
     directory = f"snapshot:{tmp_path}"
     arguments = ("audit", "--every", "0", "--count", "2", "--on-finding", directory)
     ran = cli("-c", "LIVE", "--format", "jsonl", *arguments)
@@ -209,7 +209,7 @@ def test_no_more_evidence_than_the_disk_holds(
     cli: Cli, serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     roots = sorted(set(CAPTURE.tables.anon_vmas.root_row.tolist()))[:3]
-    serve(wrong_count(row) for row in roots for _ in range(2))
+    serve(wrong_count(row) for row in roots for _ in range(3))
     monkeypatch.setattr(rounds, "_MAX_SNAPSHOTS", 1)
     arguments = ("audit", "--every", "0", "--count", "3", "--on-finding", f"snapshot:{tmp_path}")
     ran = cli("-c", "LIVE", *arguments, "--only", "AV402")

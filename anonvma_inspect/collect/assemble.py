@@ -204,6 +204,8 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
         pid=threads.pid[order],
         tgid=threads.tgid[order],
         comm=threads.comm[order],
+        start_boottime=threads.start_boottime[order],
+        self_exec_id=threads.self_exec_id[order],
         mm=rank[number],
     )
     return rank, mms, tasks

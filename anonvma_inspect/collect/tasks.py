@@ -39,6 +39,8 @@ class Threads:
     pid: NDArray[np.int64]
     tgid: NDArray[np.int64]
     comm: NDArray[np.bytes_]
+    start_boottime: U64Column
+    self_exec_id: U64Column
     mm: U64Column
     known: U64Column
     pid_known: NDArray[np.int64]
@@ -69,6 +71,8 @@ def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
         pid=pid[kept].astype(np.int64),
         tgid=tgid.astype(np.int64),
         comm=until_nul(comm),
+        start_boottime=_word(reader, era, tasks[kept], "start_boottime")[0],
+        self_exec_id=_word(reader, era, tasks[kept], "self_exec_id")[0],
         mm=mm[kept],
         known=tasks,
         pid_known=pid.astype(np.int64),
@@ -216,8 +220,10 @@ def _strangers(
     return strange
 
 
-# One that an older snapshot may lack: no hole.
+# One that an older snapshot, or a kernel, may lack: no hole.
 def _word(reader: Reader, era: Era, tasks: U64Column, name: str) -> tuple[U64Column, BoolColumn]:
+    if name not in era.task:
+        return np.zeros(len(tasks), dtype=np.uint64), np.zeros(len(tasks), dtype=bool)
     field = era.task.fields[name]
     rows, present = reader.memory.gather(tasks + np.uint64(field.offset), field.size)
     return era.task.column(rows, name, field.offset), present

@@ -14,17 +14,18 @@ from anonvma_inspect import in_flight
 from anonvma_inspect.confirm.steady import Steady
 from anonvma_inspect.invariants import catalogue, pages
 from anonvma_inspect.invariants.base import Finding, Invariant, Result, State, Violations, state_of
-from anonvma_inspect.tables import NO_ROW, Broken, I64Column, Tables, find_rows
-from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
+from anonvma_inspect.tables import NO_ROW, Broken, I64Column, RowColumn, Tables, find_rows
+from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("MAX_READINGS", "confirm")
 
 #: How often a family is read before what is suspicious in it is given up as transient.
 MAX_READINGS = 8
-# How often in a row two readings have to agree, where a number tells of every writer in between;
-# and where nothing does.
-_AGREEMENTS = 1
-_AGREEMENTS_UNGUARDED = 2
+# How often in a row two readings have to agree, where a number tells of every writer in between:
+# all that the one in the middle read, it read between the first look at that number and the last.
+# And where nothing does.
+_AGREEMENTS = 2
+_AGREEMENTS_UNGUARDED = 3
 # How often the tasks alone are walked again.
 _WALKS = 3
 _OF_TASKS = ("signal_struct", "task_struct")
@@ -56,8 +57,8 @@ def confirm(
     """
     suspicions = _Suspicions(first, broken_threads)
     before = first
-    for number in range(MAX_READINGS - 1):
-        if not suspicions.undecided(number >= _AGREEMENTS_UNGUARDED):
+    for _ in range(MAX_READINGS - 1):
+        if not suspicions.undecided:
             break
         now = read_again()
         if now is None:
@@ -91,74 +92,64 @@ class _Suspicions:
         self._last = _Reading(first)
         self._broken_threads = broken_threads
         self._open: dict[_Kind, _Undecided] = {}
-        self._confirmed: dict[_Kind, U64Column] = {}
         self._groups: dict[str, list[tuple[Result, Violations]]] = {}
         self._transient: list[tuple[Result, Violations]] = []
         for kind, result, group in _groups(first):
             order = np.argsort(group.address, kind="stable")
             agreed = np.zeros(len(order), dtype=np.int64)
             self._open[kind] = _Undecided(result, group.only(order), agreed)
-        self._of_first = {kind: last.group.address for kind, last in self._open.items()}
 
-    def undecided(self, of_first: bool) -> bool:
-        """Whether another reading could tell more.
-
-        :param of_first: Of what the first reading showed. On a machine that is busy each reading
-            shows something new, and an audit that went after that as well would never end.
-        """
-        if not of_first:
-            return bool(self._open)
-        return any(
-            (find_rows(self._of_first[kind], last.group.address) != NO_ROW).any()
-            for kind, last in self._open.items()
-            if kind in self._of_first
-        )
+    @property
+    def undecided(self) -> bool:
+        """Whether another reading could tell more of what each reading so far has shown."""
+        return bool(self._open)
 
     def compare(self, before: Tables, now: catalogue.Audit) -> bool:
         """Take another reading into account, and tell whether it confirmed anything."""
-        found = False
         steady = Steady(before, now.tables)
         self._last = _Reading(now)
+        shown = {kind: (result, group) for kind, result, group in _groups(now)}
+        found = False
         left_open: dict[_Kind, _Undecided] = {}
-        for kind, result, group in _groups(now):
-            address = group.address
-            count = np.zeros(len(group), dtype=np.int64)
-            if (last := self._open.get(kind)) is not None:
-                there = find_rows(last.group.address, address)
-                agrees = (there != NO_ROW) & steady.violations(group)
-                compared = agrees if kind[0] in _OF_PAGES else agrees & ~_placed(group)
-                for row in np.flatnonzero(compared).tolist():
-                    agrees[row] = _reads_alike(last.group, int(there[row]), group, row)
-                count[agrees] = last.agreed[there[agrees]] + 1
-            done = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) != NO_ROW
-            sure = ~done & (count >= _needed(kind[0], group, now.tables))
+        for kind, last in self._open.items():
+            if kind not in shown:
+                self._transient.append((last.result, last.group))
+                continue
+            result, group = shown[kind]
+            gone = np.flatnonzero(~np.isin(last.group.address, group.address))
+            if len(gone):
+                self._transient.append((last.result, last.group.only(gone)))
+            # What is new in this reading is for the next audit: on a machine that is busy each
+            # reading shows something, and one that went after that as well would never end.
+            there = find_rows(last.group.address, group.address)
+            group = group.only(np.flatnonzero(there != NO_ROW))
+            there = there[there != NO_ROW]
+            agreed = self._agreed(kind[0], last, there, group, steady)
+            sure = agreed >= _needed(kind[0], group, now.tables)
             if sure.any():
                 sure &= ~self._last.explains(result, group)
             if group.object_type in _OF_TASKS:
                 sure &= self._astray_again(group, sure)
             if sure.any():
                 found = True
-                rows = np.flatnonzero(sure)
-                self._groups.setdefault(kind[0], []).append((result, group.only(rows)))
-                confirmed = self._confirmed.get(kind, _NO_ADDRESSES)
-                self._confirmed[kind] = distinct(np.concatenate([confirmed, address[rows]]))
-            left = np.flatnonzero(~done & ~sure)
-            left = left[np.argsort(address[left], kind="stable")]
+                confirmed = group.only(np.flatnonzero(sure))
+                self._groups.setdefault(kind[0], []).append((result, confirmed))
+            left = np.flatnonzero(~sure)
+            left = left[np.argsort(group.address[left], kind="stable")]
             if len(left):
-                left_open[kind] = _Undecided(result, group.only(left), count[left])
-        self._let_go(left_open)
+                left_open[kind] = _Undecided(result, group.only(left), agreed[left])
         self._open = left_open
         return found
 
-    # What the newest reading does not show any more was transient.
-    def _let_go(self, still_open: dict[_Kind, _Undecided]) -> None:
-        for kind, last in self._open.items():
-            address = last.group.address
-            gone = find_rows(self._confirmed.get(kind, _NO_ADDRESSES), address) == NO_ROW
-            if kind in still_open:
-                gone &= find_rows(still_open[kind].group.address, address) == NO_ROW
-            if gone.any():
-                self._transient.append((last.result, last.group.only(np.flatnonzero(gone))))
+    # How often in a row readings have agreed about violations, with this one.
+    def _agreed(
+        self, code: str, last: _Undecided, there: RowColumn, group: Violations, steady: Steady
+    ) -> I64Column:
+        agrees = steady.violations(group)
+        compared = agrees if code in _OF_PAGES else agrees & ~_placed(group)
+        for row in np.flatnonzero(compared).tolist():
+            agrees[row] = _reads_alike(last.group, int(there[row]), group, row)
+        return np.where(agrees, last.agreed[there] + 1, 0)
 
     # The list of tasks has no lock that tells of writers: a task that has ended can be freed, and
     # its memory be another's, while the walk is on its way there, and in one reading after the
@@ -176,10 +167,12 @@ class _Suspicions:
 
     def outcome(self) -> in_flight.Audit:
         """What is confirmed, and what is not."""
-        explained = self._last.explained if self.undecided(of_first=True) else ()
+        explained = self._last.explained if self.undecided else ()
         for way, addresses in _by_way(explained).items():
             self._take_out(way, addresses)
-        self._let_go({})
+        self._transient += [
+            (last.result, last.group) for last in self._open.values() if len(last.group)
+        ]
         transient: dict[str, list[tuple[Result, Violations]]] = {}
         for result, group in self._transient:
             transient.setdefault(result.invariant.code, []).append((result, group))

@@ -16,6 +16,7 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column
 __all__ = ("Steady",)
 
 # The columns that hold words of the target; the others follow from these.
+_TASK_WORDS = ("pid", "start_boottime", "self_exec_id")
 _MM_WORDS = ("map_count", "flags", "lock_seq")
 _VMA_WORDS = (
     *("vm_start", "vm_end", "vm_flags", "vm_pgoff", "vm_mm", "anon_vma", "attached"),
@@ -84,7 +85,19 @@ class Steady:
     @cached_property
     def _mm_changed(self) -> BoolColumn:
         changed = _changed(self._before.mms, self._now.mms, _MM_WORDS)
-        return changed | self._slots_changed
+        return changed | self._slots_changed | ~self._mm_kept
+
+    # Which mms are the same ones, and not what was made of their memory after: some task, itself
+    # the same and in the same program, had it in both readings. Children of one parent, one after
+    # the other, get the same mm_struct, and do the same with it: mm_lock_seq does not tell them
+    # apart.
+    @cached_property
+    def _mm_kept(self) -> BoolColumn:
+        before, now = self._before, self._now
+        kept = np.flatnonzero(~_changed(before.tasks, now.tasks, _TASK_WORDS))
+        mm = now.tasks.mm[kept]
+        earlier = before.tasks.mm[_find(before.tasks.address, now.tasks.address[kept])]
+        return marked(len(now.mms.address), mm[before.mms.address[earlier] == now.mms.address[mm]])
 
     # Somebody writes, or wrote while it was read.
     @cached_property

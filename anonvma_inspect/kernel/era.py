@@ -152,6 +152,9 @@ _TASK = (
     "tgid",
     "comm",
     "flags",
+    # real_start_time before v5.5.
+    "?start_boottime=start_boottime|real_start_time",
+    "?self_exec_id",
 )
 _SIGNAL = ("thread_head_next=thread_head.next", "thread_head_prev=thread_head.prev")
 _MM = (
