@@ -52,6 +52,10 @@ class Meter:
             self.pages_refused += pages_refused
 
 
+# Of so few addresses at a time, a step along a list, numpy takes longer to be asked than to answer.
+_FEW = 16
+
+
 # What a table of pages says of one that was not asked for yet, or could not be read.
 _UNKNOWN, _ABSENT = -2, -1
 
@@ -201,6 +205,8 @@ class PagedMemory:
         self._lock = threading.Lock()
         # Which slots were asked for; None: whatever was read.
         self._asked: BoolColumn | None = None
+        # Where pages of which few were asked for at a time lie in the pool.
+        self._starts: dict[int, int] = {}
         if ahead is not None and len(ahead):
             if limit is not None:
                 ahead = ahead[: limit // page_size]
@@ -217,6 +223,8 @@ class PagedMemory:
 
     def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
         """See :meth:`Memory.gather`."""
+        if len(addresses) <= _FEW and (rows := self._gather_few(addresses, size)) is not None:
+            return rows, np.ones(len(addresses), dtype=bool)
         present = (addresses >= np.uint64(KERNEL_HALF)) & (addresses <= np.uint64(2**64 - 1 - size))
         page_size = np.uint64(self._page_size)
         if size <= self._page_size and present.all():
@@ -252,6 +260,24 @@ class PagedMemory:
             index, done = index[more], done[more]
         rows[~present] = 0
         return rows, present
+
+    # None if some of it is not of that kind: on one page, and there.
+    def _gather_few(self, addresses: U64Column, size: int) -> ByteRows | None:
+        pool, page_size = self._pool.bytes.data, self._page_size
+        rows = bytearray()
+        for address in addresses.tolist():
+            page, inside = divmod(address, page_size)
+            if inside + size > page_size or address < KERNEL_HALF:
+                return None
+            start = self._starts.get(page)
+            if start is None:
+                slots, _ = self._slots(np.array([page], dtype=np.uint64))
+                if slots[0] < 0:
+                    return None
+                pool = self._pool.bytes.data
+                start = self._starts[page] = int(slots[0]) * page_size
+            rows += pool[start + inside : start + inside + size]
+        return np.frombuffer(rows, dtype=np.uint8).reshape(len(addresses), size)
 
     def uncached(self) -> Memory:
         """See :meth:`Memory.uncached`; of a target that runs, another view."""
