@@ -554,10 +554,12 @@ class Ksm:
     :ivar records: ``None`` if the kernel was built without it, or nothing was read.
     :ivar missing: Why there may be more stable nodes and rmap_items; ``None``: those of the tables
         are all (with ``--pid``, all that hold an anon_vma of the tables).
+    :ivar astray: It is because a list or a tree leads astray, or was changed while it was read.
     """
 
     records: KsmRecords | None
     missing: str | None
+    astray: bool = False
 
 
 class LockKind(enum.IntEnum):

@@ -308,6 +308,8 @@ def test_list_that_leads_astray(value: int) -> None:
     audited = audit(broken)
     assert audited.totals[Severity.ERROR] == 0
     assert state(audited, "AV705") is State.WARNED
+    # What these rmap_items hold is not known: no leak, then.
+    assert state(audited, "AV404") is State.NOT_CHECKED
 
 
 @pytest.mark.parametrize("name", ["rb_left", "rb_right"])

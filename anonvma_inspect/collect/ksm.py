@@ -138,6 +138,7 @@ class _Walker:
     def __init__(self, reader: Reader, records: KsmRecords, symbols: Mapping[str, int]) -> None:
         self._reader, self._records, self._symbols = reader, records, symbols
         self._missing: str | None = None
+        self._astray = False
 
     def walk(self) -> KsmWalk:
         record = self._records.stable_node
@@ -167,7 +168,7 @@ class _Walker:
         whole: BoolColumn = (walk.end == ChainEnd.CLOSED) & (listed == length)
         no_rows = np.full(len(kept), NO_ROW, dtype=np.int64)
         return KsmWalk(
-            Ksm(self._records, self._missing),
+            Ksm(self._records, self._missing, self._astray),
             StableNodes(address=node, rmap_hlist_len=length, list_end=walk.end, listed=listed),
             RmapItems(
                 address=address,
@@ -255,7 +256,7 @@ class _Walker:
             words, present = self._reader.columns(record, front - offset, _TREE_WORDS)
             agrees = present & (rb_parent(words["rb_parent_color"]) == parent)
             if not whole or not agrees.all():
-                self._lack("the stable tree is not whole")
+                self._leads_astray("the stable tree is not whole")
             front = front[agrees]
             words = {name: column[agrees] for name, column in words.items()}
             met.append((front - offset, words))
@@ -263,7 +264,7 @@ class _Walker:
             front = np.stack([words["rb_left"], words["rb_right"]], axis=1).reshape(-1)
             parent, front = parent[front != 0], front[front != 0]
         if len(front):
-            self._lack("the stable tree is deeper than any red-black tree")
+            self._leads_astray("the stable tree is deeper than any red-black tree")
         return _join(met, _TREE_WORDS)
 
     def _symbol(self, name: str, called: str | None = None) -> U64Column:
@@ -281,7 +282,11 @@ class _Walker:
 
     def _expect_closed(self, walk: ListWalk, what: str) -> None:
         if (walk.end != ChainEnd.CLOSED).any():
-            self._lack(f"{what} breaks off")
+            self._leads_astray(f"{what} breaks off")
+
+    def _leads_astray(self, reason: str) -> None:
+        self._astray = True
+        self._lack(reason)
 
     # The first reason is the one that is told.
     def _lack(self, reason: str) -> None:

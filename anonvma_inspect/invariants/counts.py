@@ -188,8 +188,11 @@ def _check_refcount_low(facts: Facts) -> Verdict:
     )
 
 
-# Something of KSM's is not in the target: its references may be those that are too many.
-def _ksm_in_hole(tables: Tables) -> bool:
+# Something of KSM's is not in the target, or its lists lead astray, as they do while ksmd works on
+# them: its references may be those that are too many.
+def _ksm_in_doubt(tables: Tables) -> bool:
+    if tables.ksm.astray:
+        return True
     records = tables.ksm.records
     if tables.ksm.missing is None or records is None:
         return False
@@ -213,7 +216,7 @@ def _check_refcount_high(facts: Facts) -> Verdict:
     rows = np.flatnonzero(judged & (anon_vmas.refcount > most + facts.ksm_astray))
     message = "an anon_vma has more references than are known"
     missing = facts.tables.ksm.missing
-    if len(rows) and _ksm_in_hole(facts.tables):
+    if len(rows) and _ksm_in_doubt(facts.tables):
         return Verdict(0, not_checked=f"what KSM holds is not known: {missing}")
     if missing is not None:
         message += f", and KSM may hold them ({missing})"
