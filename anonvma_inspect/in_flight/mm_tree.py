@@ -57,12 +57,9 @@ def _gathered(scene: Scene) -> Iterator[Operation]:
 def _counted_later(scene: Scene) -> Iterator[Operation]:
     mms, slots = scene.tables.mms, scene.tables.slots
     number = np.bincount(slots.mm, minlength=len(mms.address))
-    # As many VMAs as memory has room for.
-    ram = scene.tables.space.ram
-    room = int((ram[:, 1] - ram[:, 0]).sum()) // scene.tables.era.vma.size
     late = mms.walked & mms.whole & scene.mm_writer
     late &= (mms.map_count != number) & (mms.map_count >= number - 1)
-    late &= mms.map_count <= number + room
+    late &= mms.map_count <= number + scene.room
     for mm in np.flatnonzero(late).tolist():
 
         def settle(draft: Draft, mm: int = mm) -> None:

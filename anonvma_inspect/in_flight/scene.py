@@ -46,6 +46,12 @@ class Scene:
         tags = self.tables.era.tags
         return tags.name == "lazy" or not tags.certain
 
+    @cached_property
+    def room(self) -> int:
+        """How many VMAs memory has room for."""
+        ram = self.tables.space.ram
+        return int((ram[:, 1] - ram[:, 0]).sum()) // self.tables.era.vma.size
+
     # ---- locks
 
     @property
