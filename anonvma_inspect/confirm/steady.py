@@ -20,7 +20,7 @@ _TASK_WORDS = ("pid", "start_boottime", "self_exec_id")
 _MM_WORDS = ("map_count", "flags", "lock_seq")
 _VMA_WORDS = (
     *("vm_start", "vm_end", "vm_flags", "vm_pgoff", "vm_mm", "anon_vma", "attached"),
-    *("chain_next", "chain_prev", "key_first", "key_last"),
+    *("chain_next", "chain_prev", "key_first", "key_last", "root_refs"),
 )
 _AVC_WORDS = (
     *("vma", "anon_vma", "next", "prev"),
