@@ -6,6 +6,7 @@ in which state, counted as their words changed; the guest read it before it was 
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -16,8 +17,9 @@ from anonvma_inspect.collect import collect_audit
 from anonvma_inspect.in_flight import audit
 from anonvma_inspect.invariants.base import State
 from anonvma_inspect.kernel.tags import AnonVmaKind
+from anonvma_inspect.tables import NO_ROW
 
-from .captures import CAPTURES, FIXTURES, Capture
+from .captures import CAPTURES, FIXTURES, Capture, few_or_all
 
 OWN = [one for one in CAPTURES if "anon_vma" in one.manifest["word"]["facts"]]
 GUARDS = [one for one in OWN if one.manifest["workload"] == "guards"]
@@ -33,6 +35,9 @@ STATES = {
     AnonVmaKind.LAZY_VMA: "vma",
     AnonVmaKind.LAZY_PARENT: "parent",
 }
+
+#: ``vma->anon_vma`` in the tables, whole and taken apart.
+WORD = ("anon_vma", "anon_vma_pointer", "anon_vma_tag")
 
 own = pytest.mark.parametrize("capture", [*OWN, *POSTED], ids=lambda capture: capture.name)
 
@@ -141,6 +146,35 @@ def test_as_posted_a_shared_anon_vma_costs_its_root_a_reference(capture: Capture
     surplus = sum(int(one.actual) - int(one.expected) for one in findings)
     # Of roots that nobody has any more, there is no finding; and those that share a root need none.
     assert 0 < surplus <= Census.of(capture).moves["upgrade-shared", "parent", "regular"]
+
+
+@pytest.mark.parametrize(
+    "capture",
+    [one for one in OWN if one.manifest["kernel"]["release"].endswith("-lazy")],
+    ids=lambda capture: capture.name,
+)
+def test_a_word_that_is_lost_leaves_a_reference(capture: Capture) -> None:
+    """Without the word of a lazy VMA, its root VMA has a reference too many.
+
+    (But of one that is not mapped, and that no other word leads to: nobody finds it any more.)
+    """
+    tables, vmas = capture.tables, capture.tables.vmas
+    rows = np.flatnonzero((kinds(capture) == AnonVmaKind.LAZY_VMA) & mapped(capture))
+    assert len(rows)
+    for row in rows[:: few_or_all(7, 1)].tolist():
+        root = int(vmas.anon_vma_pointer[row])
+        lost = {name: getattr(vmas, name).copy() for name in WORD}
+        for column in lost.values():
+            column[row] = 0
+        made = audit(dataclasses.replace(tables, vmas=dataclasses.replace(vmas, **lost)))
+        (at,) = np.flatnonzero(vmas.address == root)
+        others = np.count_nonzero(vmas.anon_vma_pointer == root) - 1
+        if not others and vmas.slot[at] == NO_ROW:
+            assert not made.findings_total
+            continue
+        (finding,) = made.findings()
+        assert (finding.code, finding.object_address) == ("AV610", root)
+        assert int(finding.actual) == int(finding.expected) + 1
 
 
 @pytest.mark.parametrize(

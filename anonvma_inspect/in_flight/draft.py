@@ -63,6 +63,8 @@ class Draft:
         self._stale: set[int] = set()
         #: References that may or may not be given back yet, by row of the anon_vma.
         self.pending: dict[int, int] = {}
+        #: VMAs of whose references all that nobody is known to have are given back, by row.
+        self.unpinned: set[int] = set()
         #: anon_vmas that nothing leads to any more, though their counts say otherwise; known once
         #: the tables are made.
         self.leftovers: RowColumn = np.empty(0, dtype=np.int64)
@@ -217,7 +219,7 @@ class Draft:
             anon_vmas, reached=self._new_reached(vmas, new_links, anon_vmas)
         )
         self._give_back(anon_vmas, nodes)
-        return dataclasses.replace(
+        made = dataclasses.replace(
             tables,
             mms=dataclasses.replace(tables.mms, map_count=self._map_count),
             slots=slots,
@@ -227,6 +229,7 @@ class Draft:
             anon_vmas=anon_vmas,
             nodes=nodes,
         )
+        return self._unpin(made) if self.unpinned else made
 
     def _new_slots(self) -> tuple[Slots, RowColumn]:
         slots = self._slots
@@ -252,6 +255,13 @@ class Draft:
             known += np.count_nonzero(self._lent() == anon_vma)
             surplus = int(anon_vmas.refcount[anon_vma] - known)
             anon_vmas.refcount[anon_vma] -= min(max(surplus, 0), count)
+
+    def _unpin(self, made: Tables) -> Tables:
+        _, most = Facts(made).root_references
+        rows = np.array(sorted(self.unpinned), dtype=np.int64)
+        vmas = copied(made.vmas, "root_refs")
+        vmas.root_refs[rows] = np.minimum(vmas.root_refs[rows], most[rows])
+        return dataclasses.replace(made, vmas=vmas)
 
     # Rows of the anon_vmas that VMAs have from their parents (ANON_VMA_LAZY).
     def _lent(self) -> RowColumn:

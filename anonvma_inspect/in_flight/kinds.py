@@ -15,6 +15,7 @@ __all__ = (
     "OUT_OF_TREE",
     "PINNED",
     "RANGES",
+    "ROOT_PINNED",
     "SHORT_LIST",
     "TREE_SHAPE",
 )
@@ -76,5 +77,7 @@ GONE: Kinds = (
 )
 #: AV404
 PINNED: Kinds = ("an anon_vma has more references than are known",)
+#: AV610
+ROOT_PINNED: Kinds = ("a VMA has more references than there are words that lead to it as root VMA",)
 #: AV503
 FREED: Kinds = ("a anon_vma that is in use is free", "anon_vma points to a free object")

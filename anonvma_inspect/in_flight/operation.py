@@ -40,6 +40,7 @@ class Operation:
     :ivar anon_vmas: Rows of the anon_vmas.
     :ivar mms: Rows of the mms.
     :ivar settle: Completes it, or takes it back, whichever is certain.
+    :ivar beside: Its VMAs may be in the middle of another operation as well, or another part of it.
     """
 
     name: str
@@ -49,3 +50,4 @@ class Operation:
     vmas: frozenset[int] = field(default_factory=frozenset)
     anon_vmas: frozenset[int] = field(default_factory=frozenset)
     mms: frozenset[int] = field(default_factory=frozenset)
+    beside: bool = False

@@ -23,6 +23,12 @@ _VM_MERGEABLE = np.uint64(0x80000000)
 
 
 def recognise(scene: Scene) -> Iterator[Operation]:
+    """References of anon_vmas and of root VMAs."""
+    yield from _of_anon_vmas(scene)
+    yield from _of_root_vmas(scene)
+
+
+def _of_anon_vmas(scene: Scene) -> Iterator[Operation]:
     """One reference more than is known, whose holder shows.
 
     A walk of the reverse map that does not get the root's lock at once takes a reference to the
@@ -53,3 +59,35 @@ def recognise(scene: Scene) -> Iterator[Operation]:
                 draft.pending[row] = draft.pending.get(row, 0) + 1
 
             yield Operation(name, lock, _KINDS, settle, anon_vmas=frozenset((row,)))
+
+
+def _of_root_vmas(scene: Scene) -> Iterator[Operation]:
+    """References to root VMAs (ANON_VMA_LAZY) whose words are not there yet, or not any more.
+
+    A first fault takes its reference before it sets the word, and a split before the new VMA is in
+    the tree. An upgrade puts its reference after the word is gone, and munmap after the VMAs are
+    out of the tree, all of them at once, by then with the ``mmap_lock`` held for read, perhaps; and
+    a VMA that is unlinked is one of those until it is freed. Nothing leads to what munmap has taken
+    out: of these references there can be as many as memory has room for VMAs.
+    """
+    tables, facts = scene.tables, scene.facts
+    vmas = tables.vmas
+    if tables.era.tags.name != "lazy" or "root_refs" not in tables.era.vma:
+        return
+    surplus = vmas.root_refs - facts.root_references[1]
+    held = take((scene.mm_writer | scene.mm_reader) & facts.mm_complete, vmas.mm, False)
+    held &= (surplus > 0) & (surplus <= scene.room)
+    for mm in np.unique(vmas.mm[held]).tolist():
+        rows = np.flatnonzero(held & (vmas.mm == mm)).tolist()
+
+        def settle(draft: Draft, rows: list[int] = rows) -> None:
+            draft.unpinned.update(rows)
+
+        yield Operation(
+            "root_refs",
+            scene.mm_lock(mm),
+            kinds.ROOT_PINNED,
+            settle,
+            vmas=frozenset(rows),
+            beside=True,
+        )

@@ -151,7 +151,7 @@ def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operatio
     choices: _Choices = {}
     for recognise in _RECOGNISERS:
         for operation in recognise(scene):
-            key: _State = (operation.vmas, "")
+            key: _State = (operation.vmas, operation.name if operation.beside else "")
             if not operation.vmas:
                 # Of one anon_vma or mm, several things can be half done.
                 key = (operation.anon_vmas | operation.mms, operation.name)

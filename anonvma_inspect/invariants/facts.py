@@ -236,6 +236,29 @@ class Facts:
         return find_rows(self.tables.vmas.address, words)
 
     @cached_property
+    def root_references(self) -> tuple[I64Column, I64Column]:
+        """How many references each VMA has as root VMA, and for being mapped (ANON_VMA_LAZY).
+
+        :return: At least, and at most, as for :attr:`lent_references`.
+        """
+        vmas, slots = self.tables.vmas, self.tables.slots
+        count = len(vmas.address)
+        lazy = self.vmas_of_kind(AnonVmaKind.LAZY_VMA)
+        root = self.root_vma_of(lazy)
+        lasting = root[self.at_rest[lazy] & (root != NO_ROW)]
+        return (
+            np.bincount(lasting, minlength=count) + self.at_rest,
+            np.bincount(root[root != NO_ROW], minlength=count) + marked(count, slots.vma),
+        )
+
+    @cached_property
+    def mm_complete(self) -> BoolColumn:
+        """mms that are judged, and of whose VMAs none is missing."""
+        mms = self.tables.mms
+        complete: BoolColumn = self.mm_judged & mms.walked & mms.whole
+        return complete
+
+    @cached_property
     def at_rest(self) -> BoolColumn:
         """VMAs in the tree of their mm.
 

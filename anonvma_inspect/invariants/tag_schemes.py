@@ -23,12 +23,13 @@ from anonvma_inspect.invariants.base import (
     at_least,
     count_text,
 )
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import TAG_BITS, Facts
 from anonvma_inspect.invariants.pages import NOT_ASKED
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.tags import AnonVmaKind
-from anonvma_inspect.tables import NO_ROW, PointerState, RowColumn, marked
+from anonvma_inspect.tables import NO_ROW, I64Column, PointerState, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)
@@ -181,9 +182,7 @@ def _check_root_refs(facts: Facts) -> Verdict:
     #   being mapped.
     # At least: who is upgraded puts his after the word, and who is new gets his before.
     vmas = facts.tables.vmas
-    root = facts.root_vma_of(_at_rest(facts, AnonVmaKind.LAZY_VMA))
-    words = np.bincount(root[root != NO_ROW], minlength=len(vmas.address))
-    least = words + facts.at_rest
+    least, _ = facts.root_references
     rows = np.flatnonzero(vmas.root_refs < least)
     return Verdict(
         int(np.count_nonzero(least)),
@@ -197,6 +196,51 @@ def _check_root_refs(facts: Facts) -> Verdict:
             )
         ],
     )
+
+
+def _check_root_refs_high(facts: Facts) -> Verdict:
+    # * A VMA has no more references than that; of mms whose VMAs are all known.
+    # A holder may be one that is not known here: a surplus is suspicious, no more.
+    vmas = facts.tables.vmas
+    judged = take(facts.mm_complete, vmas.mm, False)
+    # One that is in no tree and has a word or a chain still, somebody is about to free.
+    unlinked = (vmas.anon_vma == 0) & (vmas.chain_length == 0)
+    least, most = facts.root_references
+    judged &= facts.at_rest | (unlinked & (most > 0))
+    if len(vmas.address) and not judged.any():
+        return Verdict(0, not_checked="of no mm all VMAs are known")
+    surplus = vmas.root_refs - most
+    # What words that are wrong may have been, and what is missing from other VMAs of the mm.
+    unsure = _strayed_words(facts)
+    short = np.flatnonzero((vmas.root_refs < least) & (vmas.mm != NO_ROW))
+    np.add.at(unsure, vmas.mm[short], (least - vmas.root_refs)[short])
+    rows = np.flatnonzero(judged & (surplus > take(unsure, vmas.mm, 0)))
+    return Verdict(
+        int(np.count_nonzero(judged)),
+        [
+            facts.of_vmas(
+                "a VMA has more references than there are words that lead to it as root VMA",
+                rows,
+                "root_refs",
+                count_text(most[rows]),
+                count_text(vmas.root_refs[rows]),
+            )
+        ],
+    )
+
+
+# How many VMAs of each mm have a word that another rule tells of, and that may have been a root
+# VMA's: low bits that mean nothing, what leads to no VMA of the mm, an anon_vma without a chain.
+def _strayed_words(facts: Facts) -> I64Column:
+    tables = facts.tables
+    vmas = tables.vmas
+    strayed = marked(len(vmas.address), facts.vmas_of_kind(AnonVmaKind.TAGGED))
+    lazy = facts.vmas_of_kind(AnonVmaKind.LAZY_VMA)
+    strayed[lazy] = take(vmas.mm, facts.root_vma_of(lazy), NO_ROW) != vmas.mm[lazy]
+    linked = facts.vmas_of_kind(AnonVmaKind.ANON_VMA, AnonVmaKind.LAZY_PARENT)
+    strayed[linked] = vmas.chain_length[linked] == 0
+    strayed &= vmas.mm != NO_ROW
+    return np.bincount(vmas.mm[strayed], minlength=len(tables.mms.address))
 
 
 def _check_folios(facts: Facts) -> Verdict:
@@ -428,8 +472,8 @@ INVARIANTS = (
         statement="A VMA has a reference for each that has it as root VMA, and one while mapped.",
         why=(
             "Whoever makes a word lead to a root VMA takes a reference of it first, and gives it "
-            "back when the word is gone; the mapping has one until it is unmapped. A surplus is "
-            "not told: that is how it is for a moment in the middle of both."
+            "back when the word is gone; the mapping has one until it is unmapped. Of too many "
+            "AV610 tells."
         ),
         consequence=(
             "The root VMA is freed while words and pages lead to it: walks for those pages go "
@@ -473,5 +517,32 @@ INVARIANTS = (
         objects="mappings",
         check=_if_certain(_check_folios),
         applies=_is_lazy,
+    ),
+    Invariant(
+        code="AV610",
+        slug="root-refs-high",
+        severity=Severity.WARNING,
+        statement="A VMA has no more references than those that AV608 counts.",
+        why=(
+            "What is known is one reference for each word that leads to it as root VMA, and one "
+            "while it is mapped; nobody else takes any. A surplus is how it is for a moment in the "
+            "middle of a fault, a split, an upgrade or munmap, under the mmap_lock: that is told "
+            "as in flight. One that stays is a leak, or has a holder that is not known here, and "
+            "so this is a warning. Told only of mms whose VMAs are all known, and only as far as "
+            "no word of the mm that is wrong in itself may have been the one that is missing."
+        ),
+        consequence="If it is a leak, the VMA is never freed, long after it was unmapped.",
+        lock="None: atomic.",
+        source=(
+            "vma_prepare_anon_vma_lazy(), vma_link_anon_vma_lazy_root(), "
+            "vma_unlink_anon_vma_lazy() in mm/rmap.c of ANON_VMA_LAZY (2026-05)."
+        ),
+        eras=_NO_RELEASE,
+        schemes=(
+            "ANON_VMA_LAZY, where the count is known: what the series as posted counts in, is not."
+        ),
+        objects="VMAs",
+        check=_if_certain(_check_root_refs_high),
+        applies=_counts_roots,
     ),
 )
