@@ -29,6 +29,7 @@ _TAGS = (
     ("lazy", Tags(vma=2, parent=1, named=True)),
     ("lazy", Tags(vma=4, parent=3)),
     ("lazy", Tags(vma=1, parent=2, typed=False)),
+    ("lazy", Tags(vma=1, parent=2, counted=True)),
     ("unfaulted", Tags(unfaulted=1)),
     ("unfaulted", Tags(unfaulted=2, named=True)),
 )
@@ -272,7 +273,7 @@ def test_half_done(name: str) -> None:
     """Each state that others can see is explained, by the locks that are held, and only so."""
     before, operation = _IN_FLIGHT[name]
     player = must(Player(SCHEMES["lazy"]), *before)
-    image = Image(player.machine)
+    image = Image(player.machine, tags=Tags(vma=1, parent=2, counted=True))
     explained: dict[str, set[str]] = {}
 
     def watch(state: str) -> None:

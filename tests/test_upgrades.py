@@ -15,6 +15,7 @@ from .captures import few_or_all
 from .model.eras import SCHEMES
 from .model.image import Image
 from .model.script import Operation, Player
+from .model.tagged import Tags
 
 _STEPS = 40
 _MOST_PROCESSES = 6
@@ -43,7 +44,7 @@ def _operations(player: Player, chance: random.Random) -> Iterator[Operation]:
 @pytest.mark.parametrize("seed", range(few_or_all(3, 40)))
 def test_states_of_an_upgrade_are_explained(seed: int) -> None:
     player = Player(SCHEMES["lazy"])
-    image = Image(player.machine, seed)
+    image = Image(player.machine, seed, tags=Tags(vma=1, parent=2, counted=True))
     chance = random.Random(seed)
     met: Counter[str] = Counter()
     explained: Counter[str] = Counter()

@@ -291,6 +291,7 @@ class Image:
             ("__vm_anon_pgoff_hi", vma.anon_pgoff >> 32),
             # Attached: not detached (v6.4), or with one reference (v6.15).
             *(("detached", not attached), ("vm_refcnt", attached)),
+            ("anon_root_refs.counter", vma.holders),
         ):
             self._put(struct, at, value, name)
         self._write_list(

@@ -72,6 +72,31 @@ class _WithDegree:
         return self.base.enumerator(name)
 
 
+@dataclass(frozen=True)
+class _WithRootRefs:
+    """Layouts with one more field behind VMAs: the count of references to root VMAs."""
+
+    base: Layouts
+
+    @property
+    def source(self) -> str:
+        return self.base.source
+
+    def size(self, name: str) -> int | None:
+        found = self.base.size(name)
+        return found + 8 if found is not None and name == "vm_area_struct" else found
+
+    def field(self, name: str, path: str) -> Field | None:
+        if (name, path) == ("vm_area_struct", "anon_root_refs.counter"):
+            offset = self.base.size(name)
+            assert offset is not None
+            return Field(offset, 4, "integer", "int", signed=True)
+        return self.base.field(name, path)
+
+    def enumerator(self, name: str) -> int | None:
+        return self.base.enumerator(name)
+
+
 def _capture_of(rules: Rules) -> Capture | None:
     # The fixture of the kernel that an era is modelled on.
     wanted = _CAPTURE.get(rules.name)
@@ -96,6 +121,7 @@ def layouts_of(rules: Rules, tags: Tags | None = None) -> Layouts:
     """The layouts of an era."""
     btf = btf_of(rules, tags)
     if btf is not None:
-        return BtfLayouts(btf)
+        layouts = BtfLayouts(btf)
+        return _WithRootRefs(layouts) if tags is not None and tags.counted else layouts
     old = next(capture for capture in CAPTURES if capture.name == _CAPTURE["5.10"])
     return _WithDegree(old.target.layouts, cached=rules.name != "3.19")

@@ -24,6 +24,7 @@ class Tags:
 
     :ivar named: BTF has an enum of them.
     :ivar typed: And ANON_VMA_LAZY's typedef.
+    :ivar counted: VMAs have the count of references to root VMAs, by the name that is known.
     """
 
     unfaulted: int = 0
@@ -31,6 +32,7 @@ class Tags:
     parent: int = 0
     named: bool = False
     typed: bool = True
+    counted: bool = False
 
     def enumerators(self) -> list[tuple[str, int]]:
         """What the enum has."""
