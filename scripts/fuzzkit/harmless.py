@@ -11,7 +11,7 @@ import numpy as np
 
 from anonvma_inspect.kernel.locks import LockState, lock_states
 from anonvma_inspect.kernel.tags import AnonVmaKind, decode_anon_vma
-from anonvma_inspect.tables import NO_ROW, Tables, find_rows
+from anonvma_inspect.tables import NO_ROW, Tables, Vmas, find_rows
 
 from .subjects import UNMAPPED
 from .verbs import Change
@@ -57,7 +57,8 @@ def _flags(change: Change) -> bool:
     return bool(bare) or not (change.old ^ change.new) & _COW
 
 
-# What a VMA without a chain can have, and nothing of what others have is bound to.
+# What a VMA without a chain can have, and nothing of what others have is bound to: if references
+# to root VMAs are counted, none that anything still leads to.
 def _no_anon_vma(change: Change) -> bool:
     if str(change.subject) != "vma.anon_vma":
         return False
@@ -67,12 +68,21 @@ def _no_anon_vma(change: Change) -> bool:
         return False
     pointer, tag = decode_anon_vma(np.array([change.new], dtype=np.uint64))
     kind = tags.kinds(pointer, tag)[0]
+    if "root_refs" in tables.era.vma:
+        return bool(kind == AnonVmaKind.NONE) and _is_last(vmas, row)
     if kind != AnonVmaKind.LAZY_VMA:
         return bool(kind in (AnonVmaKind.NONE, AnonVmaKind.UNFAULTED))
     root = int(find_rows(vmas.address, pointer)[0])
     owns = (vmas.anon_vma_pointer == vmas.address[row]) & (vmas.anon_vma_tag != 0)
     owns[row] = False
     return root != NO_ROW and vmas.mm[root] == vmas.mm[row] and not owns.any()
+
+
+# Its word is all that leads to its root VMA, which is not mapped any more.
+def _is_last(vmas: Vmas, row: int) -> bool:
+    root = int(find_rows(vmas.address, vmas.anon_vma_pointer[row : row + 1])[0])
+    same = (vmas.anon_vma_pointer == vmas.anon_vma_pointer[row]) & (vmas.anon_vma_tag != 0)
+    return root != NO_ROW and vmas.slot[root] == NO_ROW and int(np.count_nonzero(same)) == 1
 
 
 # Where it was, while others have it as their root VMA.
