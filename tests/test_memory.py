@@ -19,6 +19,7 @@ from anonvma_inspect.target.memory import (
     RecordingMemory,
     SegmentMemory,
     U64Column,
+    distinct,
     merge_ranges,
     take_rows,
 )
@@ -308,6 +309,26 @@ def test_merge_ranges_is_the_union(pairs: list[tuple[int, int]]) -> None:
     assert {point for low, high in merged.tolist() for point in range(low, high)} == points
     flat = merged.reshape(-1).tolist()
     assert flat == sorted(set(flat)), "sorted, disjoint, not touching, none empty"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    count=st.sampled_from((0, 1, 1000, 5000, 150_000)),
+    base=st.sampled_from((0, 8, BASE, BASE + 24, 2**64 - (1 << 31))),
+    span=st.sampled_from((1, 1 << 6, 1 << 14, 1 << 20, 1 << 30)),
+    size=st.sampled_from((1, 8, 64, 96, 8192)),
+    strays=st.lists(st.sampled_from((0, 1, 2**63, 2**64 - 1)), max_size=2),
+)
+def test_distinct_is_sorted_and_each_once(
+    seed: int, count: int, base: int, span: int, size: int, strays: list[int]
+) -> None:
+    places = np.random.default_rng(seed).integers(0, span, count, dtype=np.uint64)
+    addresses = np.uint64(base) + places // np.uint64(size) * np.uint64(size)
+    addresses = np.concatenate([addresses, column(*strays)])
+    found = distinct(addresses)
+    assert found.dtype == np.uint64
+    assert found.tolist() == sorted(set(addresses.tolist()))
 
 
 def test_take_rows_at_both_ends() -> None:
