@@ -41,23 +41,7 @@ __all__ = ("assemble",)
 
 Scalar = TypeVar("Scalar", bound="np.generic[Any]")
 
-# The fields that the tables have; what else the records of the era have, other walks go by.
-_VMA_WORDS = (
-    "vm_start",
-    "vm_end",
-    "vm_flags",
-    "vm_pgoff",
-    "vm_file",
-    "vm_mm",
-    "anon_vma",
-    "anon_vma_chain_next",
-    "anon_vma_chain_prev",
-    "anon_pgoff_lo",
-    "anon_pgoff_hi",
-    "detached",
-    "vm_refcnt",
-    "root_refs",
-)
+# The fields that the table has.
 _AVC_WORDS = (
     "vma",
     "anon_vma",
@@ -67,20 +51,6 @@ _AVC_WORDS = (
     "rb_left",
     "rb_right",
     "rb_subtree_last",
-)
-_ANON_VMA_WORDS = (
-    "root",
-    "parent",
-    "refcount",
-    "num_children",
-    "num_active_vmas",
-    "degree",
-    "rb_node",
-    "rb_leftmost",
-    "rwsem_count",
-    "rwsem_readers",
-    "rwsem_owner",
-    "rwsem_rt_owner",
 )
 _PAGE_SHIFT_OF = {1 << shift: shift for shift in range(12, 17)}
 
@@ -110,15 +80,13 @@ def assemble(
         ),
         lambda: (_link_table(met, vma_order), _avc_table(reader, met, era)),
     )
-    vmas = _vma_table(reader, met, era, vma_order, mm_rank, slots)
+    vmas = _vma_table(met, era, vma_order, mm_rank, slots)
     rmap_items = replace(
         ksm.items,
         anon_vma_row=met.anon_vmas.find(ksm.items.anon_vma),
         mm_row=_mm_rows(met, mm_rank, ksm.items.mm),
     )
-    anon_vmas = _anon_vma_table(
-        reader, met, era, anon_vma_order, vmas, avcs, links, nodes, rmap_items
-    )
+    anon_vmas = _anon_vma_table(met, era, anon_vma_order, vmas, avcs, links, nodes, rmap_items)
     return Tables(
         era=era,
         space=reader.space,
@@ -298,11 +266,8 @@ def _mm_rows(met: Met, mm_rank: RowColumn, addresses: U64Column) -> RowColumn:
     return np.append(mm_rank, NO_ROW)[met.mms.find(addresses)]
 
 
-def _vma_table(
-    reader: Reader, met: Met, era: Era, order: RowColumn, mm_rank: RowColumn, slots: Slots
-) -> Vmas:
-    address = met.vmas.address
-    words, _ = reader.columns(era.vma, address, _VMA_WORDS)
+def _vma_table(met: Met, era: Era, order: RowColumn, mm_rank: RowColumn, slots: Slots) -> Vmas:
+    address, words = met.vmas.address, met.vmas.columns
     pointer, tag = decode_anon_vma(words["anon_vma"])
     mm = _mm_rows(met, mm_rank, words["vm_mm"])
     slot = np.full(len(order), NO_ROW, dtype=np.int64)
@@ -366,7 +331,6 @@ def _attached(words: Columns, count: int) -> BoolColumn:
 
 
 def _anon_vma_table(
-    reader: Reader,
     met: Met,
     era: Era,
     order: RowColumn,
@@ -376,8 +340,7 @@ def _anon_vma_table(
     nodes: Nodes,
     rmap_items: RmapItems,
 ) -> AnonVmas:
-    record, address = era.anon_vma, met.anon_vmas.address
-    words, _ = reader.columns(record, address, _ANON_VMA_WORDS)
+    record, address, words = era.anon_vma, met.anon_vmas.address, met.anon_vmas.columns
     zeros = np.zeros(len(order), dtype=np.int64)
 
     def word(name: str) -> U64Column:

@@ -297,7 +297,7 @@ class _Collector:
         self._vma_pointers = []
         vmas = self._met.vmas
         new = vmas.unknown(pointers[~space.wild(pointers, era.vma.size)])
-        columns, present = vmas.read(new, ("vm_start", "vm_end"))
+        columns, present = vmas.read(new)
         start, end = columns["vm_start"], columns["vm_end"]
         inside = np.uint64(era.page_size - 1)
         credible = (

@@ -16,6 +16,38 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column
 
 __all__ = ("Met",)
 
+# The fields that the tables have; what else the records of the era have, other walks go by.
+_VMA_WORDS = (
+    "vm_start",
+    "vm_end",
+    "vm_flags",
+    "vm_pgoff",
+    "vm_file",
+    "vm_mm",
+    "anon_vma",
+    "anon_vma_chain_next",
+    "anon_vma_chain_prev",
+    "anon_pgoff_lo",
+    "anon_pgoff_hi",
+    "detached",
+    "vm_refcnt",
+    "root_refs",
+)
+_ANON_VMA_WORDS = (
+    "root",
+    "parent",
+    "refcount",
+    "num_children",
+    "num_active_vmas",
+    "degree",
+    "rb_node",
+    "rb_leftmost",
+    "rwsem_count",
+    "rwsem_readers",
+    "rwsem_owner",
+    "rwsem_rt_owner",
+)
+
 
 @dataclass
 class Met:
@@ -43,8 +75,8 @@ class Met:
         avcs = AddressIndex(reader.space)
         return Met(
             mms=MmStore(reader, era),
-            vmas=ObjectStore(reader, era.vma, ("anon_vma", "anon_vma_chain_next", "vm_mm")),
+            vmas=ObjectStore(reader, era.vma, _VMA_WORDS),
             avcs=avcs,
-            anon_vmas=ObjectStore(reader, era.anon_vma, ("root", "parent", "rb_node")),
+            anon_vmas=ObjectStore(reader, era.anon_vma, _ANON_VMA_WORDS),
             trees=TreeWalker(reader, era.avc, avcs),
         )

@@ -139,10 +139,10 @@ class Reader:
 
 
 class ObjectStore(AddressIndex):
-    """Objects of one kind, each met once, and the fields that walks go by.
+    """Objects of one kind, each read once.
 
     :param record: Layout of the struct.
-    :param names: The fields that are kept.
+    :param names: The fields that are kept; those that the record does not have are left out.
     """
 
     def __init__(self, reader: Reader, record: Record, names: Sequence[str]) -> None:
@@ -152,22 +152,40 @@ class ObjectStore(AddressIndex):
         self._reader = reader
         self._columns = {name: np.empty(0, dtype=np.uint64) for name in names if name in record}
 
-    def read(self, addresses: U64Column, also: Sequence[str] = ()) -> tuple[Columns, BoolColumn]:
+    def read(self, addresses: U64Column) -> tuple[Columns, BoolColumn]:
         """Read objects that are not in the store yet, to decide which to :meth:`add`.
 
-        :param also: More fields than those that are kept.
         :return: See :meth:`Reader.columns`.
         """
-        return self._reader.columns(self.record, addresses, [*self.names, *also])
+        return self._reader.columns(self.record, addresses, self.names)
 
     def add(self, addresses: U64Column, columns: Columns, chosen: BoolColumn) -> None:
         """Add some of the objects that were read.
 
         :param addresses: As :meth:`unknown` returned them.
         """
-        self.number(addresses[chosen])
-        for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, columns[name][chosen]])
+        if not chosen.all():
+            addresses = addresses[chosen]
+            columns = {name: column[chosen] for name, column in columns.items()}
+        if len(self):
+            columns = {
+                name: np.concatenate([column, columns[name]])
+                for name, column in self._columns.items()
+            }
+        self.number(addresses)
+        self._columns = columns
+
+    def sort(self) -> RowColumn:
+        """See :meth:`AddressIndex.sort`."""
+        order = super().sort()
+        if (order[1:] < order[:-1]).any():
+            self._columns = {name: column[order] for name, column in self._columns.items()}
+        return order
+
+    @property
+    def columns(self) -> Columns:
+        """The fields of all objects, by number."""
+        return self._columns
 
     def column(self, name: str, first: int = 0) -> U64Column:
         """A field of the objects from number ``first`` on."""
