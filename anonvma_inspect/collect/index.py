@@ -85,7 +85,9 @@ class AddressIndex:
 
     def unknown(self, addresses: U64Column) -> U64Column:
         """Those of the addresses that have no number yet, sorted, each once."""
-        return distinct(addresses[self.find(addresses) == NO_ROW])
+        if len(self):
+            addresses = addresses[self.find(addresses) == NO_ROW]
+        return distinct(addresses)
 
     def number(self, addresses: U64Column) -> None:
         """Give numbers to objects that have none yet.
@@ -93,10 +95,15 @@ class AddressIndex:
         :param addresses: In RAM, sorted, each once: as :meth:`unknown` returned them.
         """
         self._make_lines(addresses)
-        for part in batches(len(addresses)):
-            words = self._words(addresses[part])
-            self._next[words] = np.arange(self._count + 1, self._count + 1 + len(words))
-            self._count += len(words)
+        before = self._count + 1
+
+        def write(part: slice) -> None:
+            self._next[self._words(addresses[part])] = np.arange(
+                before + part.start, before + part.stop
+            )
+
+        run_parallel(write, batches(len(addresses)))
+        self._count += len(addresses)
         self._addresses.append(addresses)
 
     def sort(self) -> RowColumn:
