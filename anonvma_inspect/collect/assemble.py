@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from anonvma_inspect.collect.index import ranks
 from anonvma_inspect.collect.ksm import KsmWalk, held_by_ksm
 from anonvma_inspect.collect.met import Met
+from anonvma_inspect.collect.mms import slot_order
 from anonvma_inspect.collect.reader import Columns, Reader
 from anonvma_inspect.collect.tasks import Threads, read_holders
 from anonvma_inspect.collect.trees import in_order, met_again
@@ -185,9 +186,7 @@ def _slot_table(met: Met, era: Era, mm_rank: RowColumn) -> Slots:
     first = np.concatenate([part.first for part in parts])
     # What a maple tree stores a VMA under is in order. A red-black tree has only what VMAs say: one
     # of them that is out of order shows if the others are left where they are.
-    order = np.argsort(mm, kind="stable")
-    if era.maple_node is not None:
-        order = np.lexsort((first, mm))
+    order = slot_order(mm, first) if era.maple_node is not None else np.argsort(mm, kind="stable")
     pointer = np.concatenate([part.pointer for part in parts])[order]
     return Slots(
         mm=mm[order],

@@ -12,7 +12,7 @@ from anonvma_inspect.kernel.locks import is_free, is_write_locked, lock_readers,
 from anonvma_inspect.tables import I64Column, RowColumn
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("MmFields", "SlotColumns", "looks_like_mm", "read_mms")
+__all__ = ("MmFields", "SlotColumns", "looks_like_mm", "read_mms", "slot_order")
 
 # include/linux/mm_types.h, MM_MT_FLAGS: gaps tracked and an external lock, whatever the height; RCU
 # mode comes and goes with fork and exit.
@@ -58,6 +58,18 @@ class SlotColumns:
     first: U64Column
     last: U64Column
     pointer: U64Column
+
+
+def slot_order(mm: RowColumn, first: U64Column) -> RowColumn:
+    """The order of entries by mm and first address.
+
+    Those of one mm mostly are in order already, and then only mms are to be sorted.
+    """
+    order = np.argsort(mm, kind="stable")
+    of, at = mm[order], first[order]
+    if ((of[1:] != of[:-1]) | (at[1:] >= at[:-1])).all():
+        return order
+    return np.lexsort((first, mm))
 
 
 def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from anonvma_inspect.collect.mms import SlotColumns
+from anonvma_inspect.collect.mms import SlotColumns, slot_order
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.kernel import maple
 from anonvma_inspect.kernel.era import Record
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import RowColumn
 from anonvma_inspect.target.memory import BoolColumn, ByteRows, U64Column
 
 __all__ = ("walk_maple_trees",)
 
+# So many nodes are worked on at a time that what is made of them stays in the cache.
+_BATCH = 1 << 10
 # A maple tree of 64-bit indices with nodes at least half full is never this deep.
 _MAX_DEPTH = 32
 # A level of all trees: which tree, the encoded node or the pointer, what holds it (a maple_node or,
@@ -53,22 +56,38 @@ def walk_maple_trees(
         reader.progress("VMAs", sum(len(entries) for entries in out))
         holder = "maple_node" if depth else "mm_struct"
         front, visited = _sound_nodes(reader, record, numbers, front, holder, visited, whole)
-        rows, present = reader.rows(record, maple.node_address(front["entry"]))
-        whole[front["tree"][~present]] = False
-        kinds = maple.node_type(front["entry"])
-        below = [np.empty(0, dtype=_FRONT)]
-        for kind in maple.NODE_TYPES:
-            chosen = present & (kinds == kind)
-            entries = _entries(reader, record, numbers, front[chosen], rows[chosen], kind, whole)
-            (out if kind == maple.LEAF_64 else below).append(entries)
-        front = np.concatenate(below)
+        parts = [front[at : at + _BATCH] for at in range(0, len(front), _BATCH)]
+        levels = run_parallel(lambda part: _level(reader, record, numbers, part, whole), parts)
+        out += [leaf for leaf, _ in levels]
+        front = np.concatenate([np.empty(0, dtype=_FRONT), *(below for _, below in levels)])
     whole[front["tree"]] = False
     found = np.concatenate(out)
     mm = numbers[found["tree"]]
-    order = np.lexsort((found["first"], mm))
-    found = found[order]
-    slots = SlotColumns(mm[order], *(found[name] for name in ("holder", "first", "last", "entry")))
+    order = slot_order(mm, found["first"])
+    slots = SlotColumns(
+        mm[order], *(found[name][order] for name in ("holder", "first", "last", "entry"))
+    )
     return slots, whole
+
+
+# What some nodes hold: entries of the tree, and nodes below.
+def _level(
+    reader: Reader,
+    record: Record,
+    numbers: RowColumn,
+    front: NDArray[np.void],
+    whole: BoolColumn,
+) -> tuple[NDArray[np.void], NDArray[np.void]]:
+    rows, present = reader.rows(record, maple.node_address(front["entry"]))
+    whole[front["tree"][~present]] = False
+    kinds = maple.node_type(front["entry"])
+    out, below = [np.empty(0, dtype=_FRONT)], [np.empty(0, dtype=_FRONT)]
+    for kind in maple.NODE_TYPES:
+        chosen = present & (kinds == kind)
+        if chosen.any():
+            entries = _entries(reader, record, numbers, front[chosen], rows[chosen], kind, whole)
+            (out if kind == maple.LEAF_64 else below).append(entries)
+    return np.concatenate(out), np.concatenate(below)
 
 
 # What the nodes of one type hold, the tree's own marks left out.
