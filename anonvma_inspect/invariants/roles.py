@@ -12,7 +12,7 @@ from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.tables import NO_ROW
-from anonvma_inspect.target.memory import U64Column, starts_run
+from anonvma_inspect.target.memory import U64Column, distinct, starts_run
 
 __all__ = ("INVARIANTS",)
 
@@ -33,7 +33,8 @@ class _Kind:
         size = np.uint64(self.record.size)
         # What reaches the end of the page that it begins on.
         over = self.address[(self.address & _IN_PAGE) + size > _IN_PAGE]
-        return np.union1d(first[starts_run(first)], (over + size - np.uint64(1)) >> _PAGE_SHIFT)
+        last = (over + size - np.uint64(1)) >> _PAGE_SHIFT
+        return distinct(np.concatenate([first[starts_run(first)], last]))
 
     @property
     def _first(self) -> U64Column:
