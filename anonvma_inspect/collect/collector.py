@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from anonvma_inspect.collect.assemble import assemble
+from anonvma_inspect.collect.index import batches
 from anonvma_inspect.collect.ksm import KsmWalk, read_ksm
 from anonvma_inspect.collect.lists import ListWalk, walk_lists
 from anonvma_inspect.collect.met import Met
@@ -23,6 +24,7 @@ from anonvma_inspect.collect.tasks import Threads, read_threads
 from anonvma_inspect.errors import NotFoundError
 from anonvma_inspect.kernel.era import Era, Record, resolve_era
 from anonvma_inspect.kernel.tags import AnonVmaKind, TagScheme, decode_anon_vma
+from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
@@ -256,8 +258,7 @@ class _Collector:
         pointers = [*self._anon_vma_pointers, seeds]
         listed = len(self._met.avcs)
         while True:
-            asked = np.concatenate(pointers)
-            asked = store.unknown(asked[~self._reader.space.wild(asked, store.record.size)])
+            asked = store.unknown(self._not_wild(pointers, store.record))
             columns, present = store.read(asked)
             if not present.any():
                 break
@@ -274,6 +275,14 @@ class _Collector:
         self._vma_pointers += trees.vma_pointers
         self._anon_vma_pointers = trees.anon_vma_pointers
         trees.vma_pointers, trees.anon_vma_pointers = [], []
+
+    # Those of some pointers that may lead to such an object.
+    def _not_wild(self, pointers: Sequence[U64Column], record: Record) -> U64Column:
+        def choose(part: U64Column) -> U64Column:
+            return part[~self._reader.space.wild(part, record.size)]
+
+        parts = [column[part] for column in pointers for part in batches(len(column))]
+        return np.concatenate([_NO_ADDRESSES, *run_parallel(choose, parts)])
 
     # anon_vmas that KSM holds, perhaps nothing else: all, or those whose roots are known.
     def _held_by_ksm(self) -> U64Column:
@@ -293,10 +302,10 @@ class _Collector:
     # A VMA that only an AVC leads to is believed if it looks like one; so is its mm.
     def _read_vmas_of_new_avcs(self) -> None:
         era, space = self._era, self._reader.space
-        pointers = np.concatenate([_NO_ADDRESSES, *self._vma_pointers])
+        pointers = self._not_wild(self._vma_pointers, era.vma)
         self._vma_pointers = []
         vmas = self._met.vmas
-        new = vmas.unknown(pointers[~space.wild(pointers, era.vma.size)])
+        new = vmas.unknown(pointers)
         columns, present = vmas.read(new)
         start, end = columns["vm_start"], columns["vm_end"]
         inside = np.uint64(era.page_size - 1)

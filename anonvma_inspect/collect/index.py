@@ -139,8 +139,7 @@ class AddressIndex:
 
     # Makes room in the tables for what is at these addresses, which are sorted.
     def _make_lines(self, addresses: U64Column) -> None:
-        place = self._space.place(addresses)
-        place = place[starts_run(place >> _LINE_SHIFT)]
+        place = self._one_in_each_line(addresses)
         block = place >> _BLOCK_SHIFT
         block = block[starts_run(block)]
         block = block[self._block[block] == 0]
@@ -152,6 +151,16 @@ class AddressIndex:
         self._line[line] = self._lines + np.arange(len(line))
         self._lines += len(line)
         self._next = _grown(self._next, self._lines * _LINE_WORDS)
+
+    def _one_in_each_line(self, addresses: U64Column) -> NDArray[np.int64]:
+        def begin_lines(part: slice) -> NDArray[np.int64]:
+            place = self._space.place(addresses[part])
+            return place[starts_run(place >> _LINE_SHIFT)]
+
+        parts = run_parallel(begin_lines, batches(len(addresses)))
+        place = np.concatenate([np.empty(0, np.int64), *parts])
+        # A line that goes on in the next part has begun there, too.
+        return place[starts_run(place >> _LINE_SHIFT)]
 
 
 # Grown by half at least, so that growing often costs no more than the whole.
