@@ -141,7 +141,9 @@ def findings(player: Player, image: Image | None = None) -> list[Finding]:
 
 
 _EACH = [(name, each) for name, flaws in FLAWS.items() for each in flaws]
-every = pytest.mark.parametrize(("name", "each"), _EACH, ids=str)
+every = pytest.mark.parametrize(
+    ("name", "each"), _EACH, ids=[f"{name}-{each.scenario.__name__}" for name, each in _EACH]
+)
 
 
 @every
