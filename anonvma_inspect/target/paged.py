@@ -205,8 +205,8 @@ class PagedMemory:
         self._lock = threading.Lock()
         # Which slots were asked for; None: whatever was read.
         self._asked: BoolColumn | None = None
-        # Where pages of which few were asked for at a time lie in the pool.
-        self._starts: dict[int, int] = {}
+        # What the table says of the pages that are there, for those who ask for few at a time.
+        self._slot_of: dict[int, int] = {}
         if ahead is not None and len(ahead):
             if limit is not None:
                 ahead = ahead[: limit // page_size]
@@ -269,14 +269,16 @@ class PagedMemory:
             page, inside = divmod(address, page_size)
             if inside + size > page_size or address < KERNEL_HALF:
                 return None
-            start = self._starts.get(page)
-            if start is None:
-                slots, _ = self._slots(np.array([page], dtype=np.uint64))
-                if slots[0] < 0:
+            slot = self._slot_of.get(page)
+            if slot is None:
+                slot = int(self._slots(np.array([page], dtype=np.uint64))[0][0])
+                if slot < 0:
                     return None
                 pool = self._pool.bytes.data
-                start = self._starts[page] = int(slots[0]) * page_size
-            rows += pool[start + inside : start + inside + size]
+            elif self._asked is not None and slot < len(self._asked):
+                self._asked[slot] = True
+            start = slot * page_size + inside
+            rows += pool[start : start + size]
         return np.frombuffer(rows, dtype=np.uint8).reshape(len(addresses), size)
 
     def uncached(self) -> Memory:
@@ -312,6 +314,8 @@ class PagedMemory:
         self._read_in(pages, slots)
         self._table = self._table.grown(pages)
         self._table.enter(pages, slots)
+        there = slots >= 0
+        self._slot_of.update(zip(pages[there].tolist(), slots[there].tolist(), strict=True))
 
     # Reads pages, those within the limit, into the pool; tells each one's slot.
     def _read_in(self, pages: U64Column, slots: NDArray[np.int32]) -> None:
