@@ -163,7 +163,7 @@ def test_slabs_before_they_had_a_struct() -> None:
 def test_sheaves() -> None:
     sheaves = {
         "slub_percpu_sheaves": ["main", "spare", "rcu_free"],
-        "slab_sheaf": ["cache", "size", "objects", "barn_list"],
+        "slab_sheaf": ["cache", "size", "objects", "barn_list", "barn_list.next", "barn_list.prev"],
         "node_barn": ["sheaves_full", "sheaves_full.next"],
     }
     before = kernel(

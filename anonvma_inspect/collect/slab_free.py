@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from anonvma_inspect.collect.lists import walk_lists
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.collect.slab_caches import Cache, per_cpu, read_words
 from anonvma_inspect.kernel.slab import SheafEra, SlabEra, decode_link
@@ -22,8 +23,6 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 __all__ = ("FreeLists", "cpu_freelists", "sheaf_objects", "walk_freelists", "walk_steady")
 
 _NOTHING: U64Column = np.empty(0, dtype=np.uint64)
-# mm/slub.c keeps 10 full sheaves in a barn (MAX_FULL_SHEAVES, v6.18).
-_MAX_SHEAVES = 1 << 12
 # A sheaf has some dozens of objects.
 _MAX_CAPACITY = 1 << 14
 
@@ -236,20 +235,12 @@ def sheaf_objects(reader: Reader, era: SlabEra, cache: Cache, cpus: U64Column) -
 # Sheaves on the lists of barns.
 def _full_sheaves(reader: Reader, era: SheafEra, cache: Cache) -> U64Column:
     head = cache.barns + np.uint64(era.barn.offset("sheaves_full"))
-    node, present = read_words(reader.memory, head)
+    first, present = read_words(reader.memory, head)
     reader.hole(head[~present], 8, era.barn.struct)
-    offset = np.uint64(era.sheaf.offset("barn_list"))
-    found: list[U64Column] = []
-    for _ in range(_MAX_SHEAVES):
-        going = present & (node != head) & ~reader.space.wild(node - offset, era.sheaf.size)
-        head, node = head[going], node[going]
-        if not len(head):
-            break
-        found.append(node - offset)
-        at = node
-        node, present = read_words(reader.memory, at)
-        reader.hole(at[~present], 8, era.sheaf.struct)
-    return np.concatenate([_NOTHING, *found])
+    owner = np.full(np.count_nonzero(present), cache.address, dtype=np.uint64)
+    return walk_lists(
+        reader, era.sheaf, "barn_list", first[present], head[present], ("cache", owner)
+    ).address
 
 
 # What stands in sheaves.

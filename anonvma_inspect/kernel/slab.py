@@ -129,7 +129,10 @@ _CACHE = (
 )
 _CPU = ("freelist",)
 _SHEAVES = ("main", "spare", "rcu_free", "?acquired=lock.acquired")
-_SHEAF = ("cache", "size", "objects", "barn_list")
+_SHEAF = (
+    *("cache", "size", "objects"),
+    *("barn_list", "barn_list_next=barn_list.next", "barn_list_prev=barn_list.prev"),
+)
 _BARN = ("sheaves_full", "sheaves_full_next=sheaves_full.next")
 _KFENCE = ("state", "addr")
 
