@@ -591,6 +591,17 @@ def upgrade_before_the_reference_to_the_root_vma_is_put() -> Scene:
     return Scene(model, "root_refs", {"AV610"}, [mm], counted, warns=True)
 
 
+# dup_anon_vma() copies the word, then anon_vma_clone() takes the reference.
+@state
+def merge_before_the_reference_to_the_root_vma() -> Scene:
+    model, mm = counting_family()
+    model.fault_lazily(mm.vmas[-1], mm.vmas[1])
+    finish(model)
+    mm.vmas[1].root_refs -= 1
+    lock(model.tasks[0], mm)
+    return Scene(model, "merge", {"AV608"}, [mm], anon_vma_of(mm.vmas[0]))
+
+
 @state
 def upgrade_with_a_root_vma_that_has_its_reference_still() -> Scene:
     model, mm = counting_family()
@@ -664,6 +675,12 @@ def test_not_if_no_task_holds_the_lock(scene: Scene) -> None:
 def test_not_more_than_that(scene: Scene, word: str) -> None:
     setattr(scene.counted, word, getattr(scene.counted, word) + 7)
     assert list(run(scene.model).findings())
+
+
+def test_a_root_vma_that_lacks_more_than_a_merge_takes() -> None:
+    scene = merge_before_the_reference_to_the_root_vma()
+    scene.model.mms[0].vmas[1].root_refs -= 1
+    assert errors(run(scene.model)) == ["AV608"]
 
 
 def test_mms_that_were_not_walked() -> None:

@@ -63,8 +63,8 @@ class Draft:
         self._stale: set[int] = set()
         #: References that may or may not be given back yet, by row of the anon_vma.
         self.pending: dict[int, int] = {}
-        #: VMAs of whose references all that nobody is known to have are given back, by row.
-        self.unpinned: set[int] = set()
+        #: VMAs that have just the references that are known, as root VMAs: by row.
+        self.exact_roots: set[int] = set()
         #: anon_vmas that nothing leads to any more, though their counts say otherwise; known once
         #: the tables are made.
         self.leftovers: RowColumn = np.empty(0, dtype=np.int64)
@@ -229,7 +229,7 @@ class Draft:
             anon_vmas=anon_vmas,
             nodes=nodes,
         )
-        return self._unpin(made) if self.unpinned else made
+        return self._count_roots(made) if self.exact_roots else made
 
     def _new_slots(self) -> tuple[Slots, RowColumn]:
         slots = self._slots
@@ -256,11 +256,11 @@ class Draft:
             surplus = int(anon_vmas.refcount[anon_vma] - known)
             anon_vmas.refcount[anon_vma] -= min(max(surplus, 0), count)
 
-    def _unpin(self, made: Tables) -> Tables:
-        _, most = Facts(made).root_references
-        rows = np.array(sorted(self.unpinned), dtype=np.int64)
+    def _count_roots(self, made: Tables) -> Tables:
+        least, most = Facts(made).root_references
+        rows = np.array(sorted(self.exact_roots), dtype=np.int64)
         vmas = copied(made.vmas, "root_refs")
-        vmas.root_refs[rows] = np.minimum(vmas.root_refs[rows], most[rows])
+        vmas.root_refs[rows] = np.clip(vmas.root_refs[rows], least[rows], most[rows])
         return dataclasses.replace(made, vmas=vmas)
 
     # Rows of the anon_vmas that VMAs have from their parents (ANON_VMA_LAZY).

@@ -16,6 +16,7 @@ __all__ = (
     "PINNED",
     "RANGES",
     "ROOT_PINNED",
+    "ROOT_SHORT",
     "SHORT_LIST",
     "TREE_SHAPE",
 )
@@ -77,6 +78,8 @@ GONE: Kinds = (
 )
 #: AV404
 PINNED: Kinds = ("an anon_vma has more references than are known",)
+#: AV608
+ROOT_SHORT: Kinds = ("a VMA has fewer references than there are words that lead to it as root VMA",)
 #: AV610
 ROOT_PINNED: Kinds = ("a VMA has more references than there are words that lead to it as root VMA",)
 #: AV503

@@ -12,6 +12,7 @@ from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.kernel.locks import LockState
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW
 
 __all__ = ("recognise",)
@@ -25,7 +26,9 @@ _VM_MERGEABLE = np.uint64(0x80000000)
 def recognise(scene: Scene) -> Iterator[Operation]:
     """References of anon_vmas and of root VMAs."""
     yield from _of_anon_vmas(scene)
-    yield from _of_root_vmas(scene)
+    if scene.tables.era.tags.name == "lazy" and "root_refs" in scene.tables.era.vma:
+        yield from _of_root_vmas(scene)
+        yield from _merged_with_root_vmas(scene)
 
 
 def _of_anon_vmas(scene: Scene) -> Iterator[Operation]:
@@ -72,8 +75,6 @@ def _of_root_vmas(scene: Scene) -> Iterator[Operation]:
     """
     tables, facts = scene.tables, scene.facts
     vmas = tables.vmas
-    if tables.era.tags.name != "lazy" or "root_refs" not in tables.era.vma:
-        return
     surplus = vmas.root_refs - facts.root_references[1]
     held = take((scene.mm_writer | scene.mm_reader) & facts.mm_complete, vmas.mm, False)
     held &= (surplus > 0) & (surplus <= scene.room)
@@ -81,7 +82,7 @@ def _of_root_vmas(scene: Scene) -> Iterator[Operation]:
         rows = np.flatnonzero(held & (vmas.mm == mm)).tolist()
 
         def settle(draft: Draft, rows: list[int] = rows) -> None:
-            draft.unpinned.update(rows)
+            draft.exact_roots.update(rows)
 
         yield Operation(
             "root_refs",
@@ -89,5 +90,36 @@ def _of_root_vmas(scene: Scene) -> Iterator[Operation]:
             kinds.ROOT_PINNED,
             settle,
             vmas=frozenset(rows),
+            beside=True,
+        )
+
+
+def _merged_with_root_vmas(scene: Scene) -> Iterator[Operation]:
+    """A VMA that is merged with a lazy one: its word is there before the reference.
+
+    ``dup_anon_vma()``, mm/vma.c, copies the word and then has ``anon_vma_clone()`` do the rest; so
+    two VMAs have it, and one mm has no other root VMA that is short.
+    """
+    vmas, facts = scene.tables.vmas, scene.facts
+    lack = facts.root_references[0] - vmas.root_refs
+    lack[~take(scene.mm_writer, vmas.mm, False)] = 0
+    lazy = facts.vmas_of_kind(AnonVmaKind.LAZY_VMA)
+    for root in np.flatnonzero(lack == 1).tolist():
+        mm = vmas.mm[root]
+        same = lazy[vmas.anon_vma_pointer[lazy] == vmas.address[root]]
+        if np.count_nonzero((vmas.mm == mm) & (lack > 0)) > 1:
+            continue
+        if np.count_nonzero(facts.at_rest[same] & (vmas.mm[same] == mm)) < 2:
+            continue
+
+        def settle(draft: Draft, root: int = root) -> None:
+            draft.exact_roots.add(root)
+
+        yield Operation(
+            "merge",
+            scene.mm_lock(int(mm)),
+            kinds.ROOT_SHORT,
+            settle,
+            vmas=frozenset((root,)),
             beside=True,
         )

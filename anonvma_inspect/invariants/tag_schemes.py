@@ -472,8 +472,9 @@ INVARIANTS = (
         statement="A VMA has a reference for each that has it as root VMA, and one while mapped.",
         why=(
             "Whoever makes a word lead to a root VMA takes a reference of it first, and gives it "
-            "back when the word is gone; the mapping has one until it is unmapped. Of too many "
-            "AV610 tells."
+            "back when the word is gone; the mapping has one until it is unmapped. (A merge sets "
+            "the word first, with the mmap_lock held for write: that is told as in flight.) Of too "
+            "many AV610 tells."
         ),
         consequence=(
             "The root VMA is freed while words and pages lead to it: walks for those pages go "
