@@ -188,6 +188,9 @@ class Mms:
     #: ``mm_lock_seq``, which changes whenever a writer gives ``mmap_lock`` back; 0 where the kernel
     #: has none (before v6.4).
     lock_seq: U64Column
+    #: x86-64's ``context.ctx_id``, which no two mms ever have, one after the other in the same
+    #: memory neither; 0 where the target does not have it.
+    ctx_id: U64Column
     #: By which task, as an address that nobody vouches for: 0 if that is not known, or if what is
     #: there was left by a reader.
     lock_owner: U64Column

@@ -734,6 +734,7 @@ class _Reader:
                 write_locked=_flags([mm.write_locked for mm in mms]),
                 lock_free=_flags([mm.lock_free and not mm.write_locked for mm in mms]),
                 lock_seq=_words([mm.lock_seq for mm in mms]),
+                ctx_id=_words([0 for _ in mms]),
                 lock_owner=_words([mm.lock_owner for mm in mms]),
                 lock_readers=_numbers([mm.lock_readers for mm in mms]),
                 known=_flags([True for _ in mms]),

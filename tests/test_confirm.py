@@ -249,16 +249,17 @@ def test_an_mm_that_is_another_one_each_time(capture: Capture) -> None:
 
 
 @two_kernels
-@pytest.mark.parametrize("word", ["pid", "start_boottime", "self_exec_id"])
-def test_what_tells_a_task_from_the_one_before_it(capture: Capture, word: str) -> None:
+@pytest.mark.parametrize("word", ["pid", "start_boottime", "self_exec_id", "ctx_id"])
+def test_what_tells_a_process_from_the_one_before_it(capture: Capture, word: str) -> None:
     family = Family(capture)
     shown = catalogue.audit(collect(running(capture.target, [family.wrong_end()]).again()))
     result = next(r for r in shown.results if r.invariant.code == family.end_code)
     (group,) = [group for group in result.violations if len(group)]
-    tasks = shown.tables.tasks
-    again = dataclasses.replace(tasks, **{word: getattr(tasks, word) + 1})
-    for later, kept in ((tasks, True), (again, False)):
-        steady = Steady(shown.tables, dataclasses.replace(shown.tables, tasks=later))
+    table = "mms" if word == "ctx_id" else "tasks"
+    before = getattr(shown.tables, table)
+    again = dataclasses.replace(before, **{word: getattr(before, word) + 1})
+    for later, kept in ((before, True), (again, False)):
+        steady = Steady(shown.tables, dataclasses.replace(shown.tables, **{table: later}))
         assert steady.violations(group).tolist() == [kept] * len(group)
 
 

@@ -160,6 +160,7 @@ def _mm_tables(met: Met, threads: Threads, limited: bool) -> tuple[RowColumn, Mm
         write_locked=column("write_locked"),
         lock_free=column("lock_free"),
         lock_seq=column("lock_seq"),
+        ctx_id=column("ctx_id"),
         lock_owner=column("lock_owner"),
         lock_readers=column("lock_readers"),
         known=column("known"),

@@ -35,6 +35,7 @@ class MmFields:
     write_locked: BoolColumn
     lock_free: BoolColumn
     lock_seq: U64Column
+    ctx_id: U64Column
     lock_owner: U64Column
     lock_readers: I64Column
     start_brk: U64Column
@@ -101,6 +102,7 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
         write_locked=write_locked,
         lock_free=is_free(count, readers),
         lock_seq=words("mm_lock_seq"),
+        ctx_id=_ctx_id(reader, era, addresses),
         lock_owner=_lock_owner(reader, era, addresses, write_locked),
         lock_readers=lock_readers(count, readers),
         start_brk=words("start_brk"),
@@ -111,6 +113,15 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
         known=known,
         present=present,
     )
+
+
+# An older snapshot may lack it: that is no hole, for it only tells two readings of a kernel apart.
+def _ctx_id(reader: Reader, era: Era, addresses: U64Column) -> U64Column:
+    if "ctx_id" not in era.mm:
+        return np.zeros(len(addresses), dtype=np.uint64)
+    field = era.mm.fields["ctx_id"]
+    words, _ = reader.memory.gather(addresses + np.uint64(field.offset), field.size)
+    return era.mm.column(words, "ctx_id", field.offset)
 
 
 # Only of locks that are held. What is not in the target is not known; that is no hole, for nothing

@@ -7,8 +7,9 @@ held the family's root or an ``mmap_lock`` of its processes for write, and nobod
 process which the finding is about at all.
 
 Why that cannot report a consistent structure. All words of one reading are read before the first
-word of the next. That an mm is the same one in all three, and not what was made of its memory, a
-task says that has it in each: the same task, in the same program. That its ``mmap_lock`` was not
+word of the next. That an mm is the same one in all three, and not what was made of its memory, its
+``ctx_id`` says (x86-64), and a task that has it in each: the same task, in the same program. That
+its ``mmap_lock`` was not
 held for write between the first look at it and the last, ``mm_lock_seq`` says from v6.4 on: every
 writer leaves it one higher. The reading in the middle was made between these two looks, whatever
 it read first: so what that lock protects was at rest all the while, and a dump taken then would

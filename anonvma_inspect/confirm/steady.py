@@ -17,7 +17,7 @@ __all__ = ("Steady",)
 
 # The columns that hold words of the target; the others follow from these.
 _TASK_WORDS = ("pid", "start_boottime", "self_exec_id")
-_MM_WORDS = ("map_count", "flags", "lock_seq")
+_MM_WORDS = ("map_count", "flags", "lock_seq", "ctx_id")
 _VMA_WORDS = (
     *("vm_start", "vm_end", "vm_flags", "vm_pgoff", "vm_mm", "anon_vma", "attached"),
     *("chain_next", "chain_prev", "key_first", "key_last", "root_refs"),
@@ -90,7 +90,7 @@ class Steady:
     # Which mms are the same ones, and not what was made of their memory after: some task, itself
     # the same and in the same program, had it in both readings. Children of one parent, one after
     # the other, get the same mm_struct, and do the same with it: mm_lock_seq does not tell them
-    # apart.
+    # apart. (ctx_id does, where there is one.)
     @cached_property
     def _mm_kept(self) -> BoolColumn:
         before, now = self._before, self._now

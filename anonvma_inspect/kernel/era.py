@@ -181,6 +181,8 @@ _MM = (
     "brk",
     "start_stack",
     "?vdso=context.vdso",
+    # x86-64, since v4.15.
+    "?ctx_id=context.ctx_id",
 )
 _MAPLE_NODE = (
     "parent",
