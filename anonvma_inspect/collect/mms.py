@@ -102,7 +102,7 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
         write_locked=write_locked,
         lock_free=is_free(count, readers),
         lock_seq=words("mm_lock_seq"),
-        ctx_id=_ctx_id(reader, era, addresses),
+        ctx_id=reader.optional_words(era.mm, addresses, "ctx_id")[0],
         lock_owner=_lock_owner(reader, era, addresses, write_locked),
         lock_readers=lock_readers(count, readers),
         start_brk=words("start_brk"),
@@ -115,15 +115,6 @@ def read_mms(reader: Reader, era: Era, addresses: U64Column) -> MmFields:
     )
 
 
-# An older snapshot may lack it: that is no hole, for it only tells two readings of a kernel apart.
-def _ctx_id(reader: Reader, era: Era, addresses: U64Column) -> U64Column:
-    if "ctx_id" not in era.mm:
-        return np.zeros(len(addresses), dtype=np.uint64)
-    field = era.mm.fields["ctx_id"]
-    words, _ = reader.memory.gather(addresses + np.uint64(field.offset), field.size)
-    return era.mm.column(words, "ctx_id", field.offset)
-
-
 # Only of locks that are held. What is not in the target is not known; that is no hole, for nothing
 # is judged by it alone.
 def _lock_owner(
@@ -132,9 +123,7 @@ def _lock_owner(
     owner = np.zeros(len(addresses), dtype=np.uint64)
     held = np.flatnonzero(write_locked)
     if "mmap_lock_owner" in era.mm and len(held):
-        field = era.mm.fields["mmap_lock_owner"]
-        words, _ = reader.memory.gather(addresses[held] + np.uint64(field.offset), field.size)
-        column = era.mm.column(words, "mmap_lock_owner", field.offset)
+        column, _ = reader.optional_words(era.mm, addresses[held], "mmap_lock_owner")
         task, is_reader = owner_tasks(column, "mmap_lock_readers" in era.mm)
         owner[held] = np.where(is_reader, np.uint64(0), task)
     return owner

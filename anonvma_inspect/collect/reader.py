@@ -85,6 +85,19 @@ class Reader:
             self.hole(at[~present], field.size, record.struct)
         return record.column(rows, name, field.offset), present
 
+    def optional_words(
+        self, record: Record, addresses: U64Column, name: str
+    ) -> tuple[NDArray[np.uint64], BoolColumn]:
+        """Read one field that a kernel or an older snapshot may lack: that is no hole.
+
+        :return: As :meth:`words`.
+        """
+        if name not in record:
+            return np.zeros(len(addresses), dtype=np.uint64), np.zeros(len(addresses), dtype=bool)
+        field = record.fields[name]
+        rows, present = self.memory.gather(addresses + np.uint64(field.offset), field.size)
+        return record.column(rows, name, field.offset), present
+
     def hole(self, addresses: U64Column, size: int, needed_for: str) -> None:
         """Note that the target lacks something."""
         self._holes.append((addresses, size, needed_for))

@@ -71,8 +71,8 @@ def read_threads(reader: Reader, era: Era, target: Target) -> Threads:
         pid=pid[kept].astype(np.int64),
         tgid=tgid.astype(np.int64),
         comm=until_nul(comm),
-        start_boottime=_word(reader, era, tasks[kept], "start_boottime")[0],
-        self_exec_id=_word(reader, era, tasks[kept], "self_exec_id")[0],
+        start_boottime=reader.optional_words(era.task, tasks[kept], "start_boottime")[0],
+        self_exec_id=reader.optional_words(era.task, tasks[kept], "self_exec_id")[0],
         mm=mm[kept],
         known=tasks,
         pid_known=pid.astype(np.int64),
@@ -211,19 +211,10 @@ def _threads(reader: Reader, era: Era, leaders: U64Column) -> U64Column:
 def _strangers(
     reader: Reader, era: Era, tasks: U64Column, head: U64Column, origin: U64Column
 ) -> BoolColumn:
-    named, present = _word(reader, era, tasks, "signal")
+    named, present = reader.optional_words(era.task, tasks, "signal")
     signal = head - np.uint64(era.signal.offset("thread_head_next"))
     strange: BoolColumn = present & (named != signal)
     rows = np.flatnonzero(strange)
-    before, present = _word(reader, era, tasks[rows], "thread_node_prev")
+    before, present = reader.optional_words(era.task, tasks[rows], "thread_node_prev")
     strange[rows] = ~present | (before != origin[rows])
     return strange
-
-
-# One that an older snapshot, or a kernel, may lack: no hole.
-def _word(reader: Reader, era: Era, tasks: U64Column, name: str) -> tuple[U64Column, BoolColumn]:
-    if name not in era.task:
-        return np.zeros(len(tasks), dtype=np.uint64), np.zeros(len(tasks), dtype=bool)
-    field = era.task.fields[name]
-    rows, present = reader.memory.gather(tasks + np.uint64(field.offset), field.size)
-    return era.task.column(rows, name, field.offset), present

@@ -9,14 +9,13 @@ process which the finding is about at all.
 Why that cannot report a consistent structure. All words of one reading are read before the first
 word of the next. That an mm is the same one in all three, and not what was made of its memory, its
 ``ctx_id`` says (x86-64), and a task that has it in each: the same task, in the same program. That
-its ``mmap_lock`` was not
-held for write between the first look at it and the last, ``mm_lock_seq`` says from v6.4 on: every
-writer leaves it one higher. The reading in the middle was made between these two looks, whatever
-it read first: so what that lock protects was at rest all the while, and a dump taken then would
-show the same contradiction. Older kernels have no such number: there four readings must agree. What
-no number guards, changes under an ``mmap_lock`` held for read (a mapping's first anonymous page,
-the end of munmap), and comes back to the same words in three readings only if the same objects are
-freed and taken again for the same purpose in between, twice.
+its ``mmap_lock`` was not held for write between the first look at it and the last, ``mm_lock_seq``
+says from v6.4 on: every writer leaves it one higher. The reading in the middle was made between
+these two looks, whatever it read first: so what that lock protects was at rest all the while, and a
+dump taken then would show the same contradiction. Older kernels have no such number: there four
+readings must agree. What no number guards, changes under an ``mmap_lock`` held for read (a
+mapping's first anonymous page, the end of munmap), and comes back to the same words in three
+readings only if the same objects are freed and taken again for the same purpose in between, twice.
 
 What it can miss: a corruption that something overwrites at once, one in a family that never rests
 for as long as three readings of it take, one in an mm that no task has, and one that the first
