@@ -33,7 +33,11 @@ def test_json(cli: Cli) -> None:
         "merging",
         "sharing",
     ]
-    lazy, unfaulted, _, _ = document["proposals"]
+    lazy, unfaulted, _, sharing = document["proposals"]
+    # Of the four, the kernel had one.
+    gone = [entry["slug"] for entry in document["proposals"] if entry["why_gone"] is not None]
+    assert gone == ["sharing"]
+    assert set(sharing["figures"]) == {"shared_as_merged", "shared_as_meant"}
     # See test_fork_tree_by_hand().
     assert (lazy["anon_vmas"], lazy["avcs"]) == (1051, 1053)
     total = sum(process["bytes"] for process in lazy["processes"]) + lazy["nobody"]
@@ -50,6 +54,7 @@ def test_text(cli: Cli) -> None:
     assert any(
         line.startswith("  not told by a snapshot: children that have exited") for line in lines
     )
+    assert any(line.startswith("  why it is gone: as merged, VMAs of two") for line in lines)
 
 
 def test_of_a_process(cli: Cli) -> None:

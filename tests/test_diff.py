@@ -109,11 +109,24 @@ def test_leaks_of_a_kernel_that_runs() -> None:
 def test_text() -> None:
     lines = "".join(render(report(tables_of(grown()), tables_of(family())), "table", PLAIN))
     assert lines.startswith("leaks: no more than before (0)\n")
-    assert "by family: 0 grew (of them 0 new), 1 did not (0 gone)\n" in lines
-    assert "by process: 0 grew (of them 0 new), 1 did not (1 gone)\n" in lines
+    assert "by family: 0 grew (of them 0 new), 1 shrank (of them 0 gone)\n" in lines
+    assert "by process: 0 grew (of them 0 new), 1 shrank (of them 1 gone)\n" in lines
     lines = "".join(render(report(tables_of(family()), tables_of(grown())), "table", PLAIN))
     assert "PID 102 (second)" in lines
     assert lines.count("  new\n") == 2
+
+
+def test_what_is_neither_more_nor_less() -> None:
+    """A process without VMAs that is new has grown, and one that is gone has shrunk."""
+    nothing = (0, 0, 0, 0)
+    empty, other = (
+        dataclasses.replace(
+            summarize(tables_of(family())), processes={(pid, b"bare"): nothing}, commands={}
+        )
+        for pid in (1, 2)
+    )
+    lines = list(DiffReport(FACTS, FACTS, empty, other, True, True).text(PLAIN))
+    assert "by process: 1 grew (of them 1 new), 1 shrank (of them 1 gone)" in lines
 
 
 def test_other_machines() -> None:

@@ -37,6 +37,7 @@ from anonvma_inspect.invariants import pages as rules
 from anonvma_inspect.invariants.base import Finding, State
 from anonvma_inspect.kernel.era import Record
 from anonvma_inspect.kernel.folio import MappingKind
+from anonvma_inspect.report.pages import describe_coverage
 from anonvma_inspect.tables import NO_ROW, Pages, RowColumn, Tables
 from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.memory import OverlayMemory
@@ -750,6 +751,14 @@ def test_audit_says_what_was_looked_at(cli: Cli) -> None:
     assert "AV701" not in cli("-c", core, "audit").out
     assert cli("-c", core, "audit", "--only", "AV701").code == 4
     assert cli("-c", core, "audit", "--sample", "5").code == 2
+
+
+def test_what_arm64_does_not_tell() -> None:
+    """A guard's marker is absent there, as a swapped page is."""
+    pages = pages_of(deep_tables(CAPTURE))
+    coverage = dataclasses.replace(pages.coverage, absent=2)
+    lines = list(describe_coverage(dataclasses.replace(pages, coverage=coverage)))
+    assert "2 pages swapped, in migration, or markers" in lines[-1]
 
 
 def test_rmap_answers(cli: Cli) -> None:

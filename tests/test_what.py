@@ -228,6 +228,17 @@ def test_folios(capture: Capture) -> None:
         assert identity.state is not ObjectState.ALLOCATED
 
 
+def test_folios_in_words(cli: Cli) -> None:
+    capture = next(capture for capture in DEEP if capture.name == "deep-pages-6.12")
+    tables = collect_pages(capture.target, capture.tables)
+    assert tables.pages is not None
+    folios = tables.pages.folios
+    for mapcount, words in ((1, "mapped 1 time, "), (2, "mapped 2 times, ")):
+        row = int(np.flatnonzero(folios.mapcount == mapcount)[0])
+        out = cli("-q", "-c", str(capture.core), "what", hex(int(folios.address[row]))).out
+        assert words in out
+
+
 @pytest.mark.parametrize(
     ("address", "kind"),
     [

@@ -32,6 +32,7 @@ class Saving:
     :ivar assumed: What these figures take for granted.
     :ivar cannot_tell: What no snapshot tells.
     :ivar not_known: Why nothing is predicted, if so.
+    :ivar why_gone: Why the kernel had it and has it no more, if so.
     """
 
     slug: str
@@ -46,6 +47,7 @@ class Saving:
     assumed: tuple[str, ...]
     cannot_tell: tuple[str, ...]
     not_known: str | None = None
+    why_gone: str | None = None
     avcs_gone: BoolColumn | None = None
     anon_vmas_gone: BoolColumn | None = None
 
@@ -64,6 +66,7 @@ def saving_of(
     avcs: BoolColumn | None = None,
     anon_vmas: BoolColumn | None = None,
     not_known: str | None = None,
+    why_gone: str | None = None,
 ) -> Saving:
     """Add up what would not be there.
 
@@ -97,6 +100,7 @@ def saving_of(
         assumed=assumed,
         cannot_tell=cannot_tell,
         not_known=not_known,
+        why_gone=why_gone,
         avcs_gone=avcs,
         anon_vmas_gone=anon_vmas,
     )

@@ -214,12 +214,17 @@ def _table(
     name: Callable[[Any], str],
     style: Style,
 ) -> Iterator[str]:
-    grown = [change for change in changed if any(figure > 0 for figure in change.grown)]
+    # What was not there has grown, whatever it has now. Of the others something differs.
+    grown = [
+        change
+        for change in changed
+        if change.before is None or any(figure > 0 for figure in change.grown)
+    ]
     new = sum(change.before is None for change in changed)
     gone = sum(change.after is None for change in changed)
     yield (
         f"{style.strong(f'by {title}')}: {len(grown):,} grew (of them {new:,} new), "
-        f"{len(changed) - len(grown):,} did not ({gone:,} gone)"
+        f"{len(changed) - len(grown):,} shrank (of them {gone:,} gone)"
     )
     rows = [
         (

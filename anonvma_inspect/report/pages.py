@@ -41,7 +41,12 @@ def describe_coverage(pages: Pages) -> Iterator[str]:
             (coverage.special, "page that is not counted", "pages that are not counted"),
             (coverage.swapped, "swapped page", "swapped pages"),
             (coverage.waiting, "page in migration or poisoned", "pages in migration or poisoned"),
-            (coverage.absent, "page swapped or in migration", "pages swapped or in migration"),
+            # Which of the three, arm64 does not tell.
+            (
+                coverage.absent,
+                "page swapped, in migration, or a marker",
+                "pages swapped, in migration, or markers",
+            ),
             (coverage.unknown, "entry not understood", "entries not understood"),
             (coverage.page_tables_lost, "page table out of reach", "page tables out of reach"),
         )

@@ -42,7 +42,6 @@ _FIGURES = {
     "most_folios_to_rewrite": "pages of the upper VMAs: at most so many folios to rewrite",
     "shared_as_merged": "children's anon_vmas that would not be there, as it was merged",
     "shared_as_meant": "as it was meant",
-    "avcs_as_meant": "AVCs that would not be there, as it was meant",
 }
 
 
@@ -95,6 +94,7 @@ class SavingsReport:
         for title, sentences in (
             ("assumed", saving.assumed),
             ("not told by a snapshot", saving.cannot_tell),
+            ("why it is gone", () if saving.why_gone is None else (saving.why_gone,)),
         ):
             for sentence in sentences:
                 yield f"  {style.faint(title)}: {sentence}"
@@ -129,6 +129,7 @@ class SavingsReport:
             "figures": dict(saving.figures),
             "assumed": list(saving.assumed),
             "cannot_tell": list(saving.cannot_tell),
+            "why_gone": saving.why_gone,
             "processes": [self._process(saving, row) for row in self._most(saving)],
             "nobody": int(saving.by_mm[-1]),
         }

@@ -130,7 +130,8 @@ class WhatReport:
         assert folio is not None
         return (
             f"a folio of {counted(int(str(folio['pages'])), 'page')}, struct page "
-            f"{folio['address']}, PFN {folio['pfn']}, mapped {folio['mapcount']} times, mapping "
+            f"{folio['address']}, PFN {folio['pfn']}, mapped "
+            f"{counted(int(str(folio['mapcount'])), 'time')}, mapping "
             f"{folio['mapping']} ({folio['kind']})"
         )
 
