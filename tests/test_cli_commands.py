@@ -15,14 +15,18 @@ import pytest
 
 import anonvma_inspect.collect
 import anonvma_inspect.target
+from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.invariants.catalogue import CATALOGUE, select
+from anonvma_inspect.report.owners import Owners
+from anonvma_inspect.report.style import PLAIN
 from anonvma_inspect.tables import NO_ROW, ChainEnd, Tables
 from anonvma_inspect.target import Target
 from anonvma_inspect.target.memory import OverlayMemory
 
 from .captures import CAPTURES
 from .clirun import Cli
+from .handmade import Model
 from .small_tables import with_hole
 
 CAPTURE = next(capture for capture in CAPTURES if capture.name == "forktree-6.12")
@@ -425,6 +429,63 @@ def test_stats_of_a_process(cli: Cli) -> None:
     assert document["counts"]["anon_vmas"] < answer(cli, "stats")["counts"]["anon_vmas"]
     message = cli.fails(2, "-c", CORE, "stats", "--pid", str(pid), "--slabs")
     assert message == "--slabs is of all processes: leave out --pid"
+
+
+def test_stats_of_a_process_with_children(cli: Cli) -> None:
+    """What other processes' next forks cost is not known: most of their VMAs are not read."""
+    (first,) = [each for each in CAPTURE.processes() if each["comm"] == "tree-root"]
+    pid = first["pid"]
+    forks = {each["pid"]: each["fork"] for each in answer(cli, "stats")["owners"]["processes"]}
+    assert None not in forks.values()
+    own = {
+        each["pid"]: each["fork"]
+        for each in answer(cli, "stats", "--pid", str(pid))["owners"]["processes"]
+    }
+    assert len(own) == 121
+    assert {other: fork for other, fork in own.items() if fork is not None} == {pid: forks[pid]}
+    # But for the gate page, all of its VMAs are copied; an AVC more for each that is linked.
+    maps = [line for line in first["maps"] if not line.endswith("[vsyscall]")]
+    assert (forks[pid]["vmas"], forks[pid]["locked"], forks[pid]["avcs"]) == (len(maps), 11, 22)
+    lines = cli("-q", "-c", CORE, "stats", "--pid", str(pid)).out.splitlines()
+    at = lines.index("what the next fork of a process allocates")
+    assert lines[at + 2].startswith(f"PID {pid} (tree-root) ")
+    assert lines[at + 3].startswith("not known of 120 other processes, ")
+
+
+def test_stats_by_process(cli: Cli) -> None:
+    """The largest first: their names, and how many VMAs they have, are the guest's word."""
+    lines = cli("-q", "-c", CORE, "stats").out.splitlines()
+    at = lines.index("objects by process")
+    headers = ["PROCESS", "VMAS", "WITH ANON_VMA", "AVCS", "ANON_VMAS", "BYTES"]
+    assert re.split(r"  +", lines[at + 1]) == headers
+    word = {f"PID {each['pid']} ({each['comm']})": each["maps"] for each in CAPTURE.processes()}
+    sizes = []
+    for line in lines[at + 2 : at + 12]:
+        name, *figures = re.split(r"  +", line)
+        vmas, linked, avcs, anon_vmas, size = (int(each.replace(",", "")) for each in figures)
+        maps = [each for each in word[name] if not each.endswith("[vsyscall]")]
+        assert vmas == len(maps) >= linked == anon_vmas
+        assert size == 64 * avcs + 96 * anon_vmas
+        sizes.append(size)
+    assert sizes == sorted(sizes, reverse=True)
+    assert lines[at + 12] == f"... {len(word) - 10} more processes; --format json lists all"
+
+
+@pytest.mark.parametrize(
+    ("count", "line"),
+    [
+        (10, []),
+        (11, ["... 1 more process; --format json lists all"]),
+        (12, ["... 2 more processes; --format json lists all"]),
+    ],
+)
+def test_how_many_more(count: int, line: list[str]) -> None:
+    model = Model()
+    for number in range(count):
+        model.map(model.mm(f"process-{number}"), 16, 4)
+    tables = model.finish().tables()
+    lines = list(Owners(tables, find_families(tables)).text(PLAIN))
+    assert [each for each in lines if "more process" in each] == line * 2
 
 
 def test_snapshot_of_a_snapshot(cli: Cli, tmp_path: Path) -> None:

@@ -59,10 +59,33 @@ def test_text(cli: Cli) -> None:
 
 def test_of_a_process(cli: Cli) -> None:
     (witness,) = [process for process in CAPTURE.processes() if process["pid"] == 1]
-    lazy = answer(cli, "--pid", str(witness["pid"]))["proposals"][0]
+    proposals = {
+        entry["slug"]: entry for entry in answer(cli, "--pid", str(witness["pid"]))["proposals"]
+    }
+    lazy, sharing = proposals["lazy"], proposals["sharing"]
     # Three anon_vmas that nobody shares, of five VMAs.
     assert (lazy["anon_vmas"], lazy["avcs"]) == (3, 5)
     assert [process["pid"] for process in lazy["processes"]] == [1]
+    # Nobody else is in its families: all neighbours are known.
+    assert (sharing["not_known"], sharing["anon_vmas"]) == (None, 0)
+    assert sharing["figures"] == {"shared_as_merged": 0, "shared_as_meant": 0}
+
+
+def test_of_a_process_with_children(cli: Cli) -> None:
+    """Of the children's VMAs only those in the families of the first process are read."""
+    (first,) = [process for process in CAPTURE.processes() if process["comm"] == "tree-root"]
+    lazy, _, merging, sharing = answer(cli, "--pid", str(first["pid"]))["proposals"]
+    # As in test_fork_tree_by_hand(): the 81 of the last generation, a leaf in each of 11 trees.
+    assert (lazy["anon_vmas"], lazy["avcs"]) == (81 * 11, 81 * 11)
+    # In each of the 120 children, the program's data that is no file's, and the heap right behind:
+    # in the first process the two have one anon_vma.
+    assert merging["not_known"] is None
+    assert merging["figures"]["neighbours_alike"] == 120
+    # What stands before a VMA with a gap between, nobody has read: 0 would be made up.
+    assert sharing["not_known"] == "neighbours of other processes' VMAs are not read with --pid"
+    assert (sharing["anon_vmas"], sharing["bytes"], sharing["figures"]) == (None, None, {})
+    text = cli("-q", "-c", CORE, "savings", "--pid", str(first["pid"])).out
+    assert text.count("neighbours of other processes' VMAs are not read with --pid") == 2
 
 
 def test_lines(cli: Cli) -> None:

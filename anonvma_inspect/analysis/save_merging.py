@@ -15,7 +15,7 @@ import numpy as np
 from anonvma_inspect.analysis.families import Families
 from anonvma_inspect.analysis.saving import Saving, listed_vmas, saving_of
 from anonvma_inspect.kernel.vm_flags import VM_SOFTDIRTY, guard_flag
-from anonvma_inspect.tables import NO_ROW, Tables, marked
+from anonvma_inspect.tables import NO_ROW, RowColumn, Tables, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("save_merging",)
@@ -89,7 +89,7 @@ def _price(tables: Tables, gone: BoolColumn) -> dict[str, int]:
 # Neighbours in an mm that only their anon_vmas keep apart.
 def _alike(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
     vmas = tables.vmas
-    rows = listed_vmas(tables)
+    rows = np.concatenate([listed_vmas(tables), _of_others(tables)])
     low, high = rows[:-1], rows[1:]
     # Not compared when VMAs are merged; the second is taken over by the other.
     loose = VM_SOFTDIRTY | np.uint64(guard_flag(tables.era))
@@ -103,3 +103,10 @@ def _alike(tables: Tables) -> tuple[np.ndarray, np.ndarray]:
     alike &= (vmas.active[low] != NO_ROW) & (vmas.active[high] != NO_ROW)
     alike &= vmas.active[low] != vmas.active[high]
     return low[alike], high[alike]
+
+
+# VMAs of mms whose trees were not read, by mm and address: nothing stands between two that touch.
+def _of_others(tables: Tables) -> RowColumn:
+    vmas = tables.vmas
+    rows = np.flatnonzero(~np.append(tables.mms.walked, True)[vmas.mm])
+    return rows[np.lexsort((vmas.vm_start[rows], vmas.mm[rows]))]

@@ -26,6 +26,8 @@ _MAX_GENERATIONS = 10_000
 
 def save_sharing(tables: Tables, families: Families) -> Saving:
     """Predict the reuse of neighbours' anon_vmas at fork, as it was merged."""
+    # What stands before a child's VMA, only the tree of its mm tells.
+    others = tables.pids and (~np.append(tables.mms.walked, True)[tables.vmas.mm]).any()
     gone = _shared(tables, families, meant=False)
     meant = _shared(tables, families, meant=True)
     avcs = np.append(gone, False)[tables.avcs.anon_vma_row]
@@ -35,7 +37,9 @@ def save_sharing(tables: Tables, families: Families) -> Saving:
         slug="sharing",
         title="a child's VMA shares an anon_vma as its parent's does with the VMA before it",
         status="in 5.5, gone before 5.10",
-        figures={
+        figures={}
+        if others
+        else {
             "shared_as_merged": int(np.count_nonzero(gone)),
             "shared_as_meant": int(np.count_nonzero(meant)),
         },
@@ -50,6 +54,7 @@ def save_sharing(tables: Tables, families: Families) -> Saving:
             "VMAs that came or went after the fork, and MADV_DONTFORK, which puts another VMA "
             "before the child's",
         ),
+        not_known="neighbours of other processes' VMAs are not read with --pid" if others else None,
         why_gone=(
             "as merged, VMAs of two processes have the same anon_vma active, so that the child's "
             "new pages go to the parent's and every walk looks into both: the isolation that "

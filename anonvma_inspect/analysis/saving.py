@@ -107,7 +107,10 @@ def saving_of(
 
 
 def listed_vmas(tables: Tables) -> RowColumn:
-    """VMAs that stand in the tree of their own mm: by mm, and there by address."""
+    """VMAs that stand in the tree of their own mm: by mm, and there by address.
+
+    With ``--pid``, only those of the named processes: of others' the trees are not read.
+    """
     slots = tables.slots
     own = np.flatnonzero(slots.vma != NO_ROW)
     own = own[tables.vmas.slot[slots.vma[own]] == own]

@@ -15,7 +15,7 @@ from anonvma_inspect.report.escape import escape
 from anonvma_inspect.report.facts import Document
 from anonvma_inspect.report.objects import process_of_mm
 from anonvma_inspect.report.style import Style
-from anonvma_inspect.report.words import table
+from anonvma_inspect.report.words import counted, table
 from anonvma_inspect.tables import Tables
 
 __all__ = ("Owners",)
@@ -66,7 +66,8 @@ class Owners:
         """See :class:`anonvma_inspect.report.stats.Section`."""
         own, nobody = self._rows
         commands = self._commands(own)
-        yield style.strong("objects by command")
+        of_families = " (in the families that were read)" if self.tables.pids else ""
+        yield f"{style.strong('objects by command')}{of_families}"
         rows = [
             (
                 str(entry["comm"]) or "(no name)",
@@ -77,13 +78,27 @@ class Owners:
         ]
         rest = self._sum(nobody)
         rows.append(("nobody's", "", *(f"{rest[name]:,}" for name in _HELD)))
-        headers = ("COMMAND", "PROCESSES", "VMAS", "WITH ANON_VMA", "AVCS", "ANON_VMAS", "BYTES")
-        yield from table(rows, headers, ("left", *["right"] * (len(_HELD) + 1)))
-        if len(commands) > _MAX_LISTED:
-            yield f"... {len(commands) - _MAX_LISTED:,} more commands; --format json lists all"
+        headers = ("VMAS", "WITH ANON_VMA", "AVCS", "ANON_VMAS", "BYTES")
+        align = ("left", *["right"] * len(_HELD))
+        yield from table(rows, ("COMMAND", "PROCESSES", *headers), (*align, "right"))
+        yield from _more(len(commands), "command")
+        yield ""
+        yield f"{style.strong('objects by process')}{of_families}"
+        yield from table(
+            [
+                (
+                    str(process_of_mm(self.tables, row)),
+                    *(f"{held:,}" for held in self._sum([row]).values()),
+                )
+                for row in own[:_MAX_LISTED]
+            ],
+            ("PROCESS", *headers),
+            align,
+        )
+        yield from _more(len(own), "process")
         yield ""
         yield style.strong("what the next fork of a process allocates")
-        costly = sorted(own, key=lambda row: -int(self._fork.avcs[row]))
+        costly = sorted(self._known(own), key=lambda row: -int(self._fork.avcs[row]))
         yield from table(
             [
                 (
@@ -95,8 +110,15 @@ class Owners:
             ("PROCESS", "VMAS", "AVCS", "ANON_VMAS", "REUSED", "VMAS UNDER LOCKS"),
             ("left", *["right"] * len(_FORKED)),
         )
-        if len(costly) > _MAX_LISTED:
-            yield f"... {len(costly) - _MAX_LISTED:,} more processes; --format json lists all"
+        yield from _more(len(costly), "process")
+        others = len(own) - len(costly)
+        if others:
+            whose = counted(others, "other process", "other processes")
+            yield f"not known of {whose}, of whose VMAs only those in these families were read"
+
+    # Of some rows of mms, those all of whose VMAs were read.
+    def _known(self, rows: Sequence[int]) -> list[int]:
+        return [row for row in rows if self.tables.mms.walked[row]]
 
     def _entry(self, row: int) -> Document:
         process = process_of_mm(self.tables, row)
@@ -104,7 +126,9 @@ class Owners:
             "pid": None if process is None else process.pid,
             "comm": None if process is None else escape(process.comm),
             **self._sum([row]),
-            "fork": {name: int(getattr(self._fork, name)[row]) for name in _FORKED},
+            "fork": {name: int(getattr(self._fork, name)[row]) for name in _FORKED}
+            if self._known([row])
+            else None,
         }
 
     def _sum(self, rows: Sequence[int]) -> dict[str, int]:
@@ -122,3 +146,11 @@ class Owners:
             {"comm": escape(comm), "processes": processes, **held}
             for held, comm, processes in entries
         ]
+
+
+# How many a person is not shown.
+def _more(count: int, noun: str) -> Iterator[str]:
+    if count > _MAX_LISTED:
+        plural = noun + ("es" if noun.endswith("s") else "s")
+        more = counted(count - _MAX_LISTED, f"more {noun}", f"more {plural}")
+        yield f"... {more}; --format json lists all"
