@@ -17,12 +17,14 @@ import pytest
 import anonvma_inspect.target
 from anonvma_inspect.analysis.identify import Identity, Kind, identify
 from anonvma_inspect.cli.oops import words_of
-from anonvma_inspect.collect import collect_audit, collect_pages
+from anonvma_inspect.collect import collect_audit, collect_locks, collect_pages
 from anonvma_inspect.collect.look_up import look_up
 from anonvma_inspect.collect.slab_lookup import look_up_objects
-from anonvma_inspect.tables import NO_ROW, ObjectState, Tables
-from anonvma_inspect.target import Target
+from anonvma_inspect.tables import NO_ROW, Locks, ObjectState, Tables
+from anonvma_inspect.target import Target, TargetOptions, open_target
 from anonvma_inspect.target.memory import OverlayMemory, U64Column
+from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
+from anonvma_inspect.target.vmemmap import find_vmemmap
 
 from .captures import CAPTURES, FIXTURES, KERNELS, Capture
 from .clirun import Cli
@@ -228,6 +230,128 @@ def test_folios(capture: Capture) -> None:
         assert identity.state is not ObjectState.ALLOCATED
 
 
+@pytest.mark.parametrize("capture", DEEP, ids=lambda capture: capture.name)
+def test_struct_pages(capture: Capture) -> None:
+    """Of tails, too, of which a snapshot has one word; and of what is no anonymous memory."""
+    tables = collect_pages(capture.target, capture.tables)
+    assert tables.pages is not None
+    folios, space = tables.pages.folios, tables.space
+    large = int(np.flatnonzero(folios.pages > 1)[0])
+    head, pfn = int(folios.address[large]), int(folios.pfn[large])
+    size = capture.target.layouts.size("page")
+    assert size is not None
+    # Where struct page of the frame is that the first anon_vma lies in: as far from that one's.
+    at = (int(tables.anon_vmas.address[0]) - space.direct_map) % 2**64
+    frame = at // tables.era.page_size
+    slab = head + (frame - pfn) * size
+    tail, other, inside = what(capture, head + size, slab, slab + 9)
+    assert (tail.kind, tail.folio >= 0, tail.head) == (Kind.FOLIO, True, head)
+    assert (tail.page, tail.start, tail.anon_vma) == (pfn + 1, head + size, folios.anon_vma[large])
+    for identity in (other, inside):
+        assert (identity.kind, identity.struct) == (Kind.PAGE, "page")
+        assert (identity.page, identity.start, identity.folio) == (frame, slab, NO_ROW)
+    # Below that of frame 0, and of a frame that no RAM has.
+    first = head - pfn * size
+    end = max(int(end) for _, end in space.ram) - space.direct_map
+    for address in (first - 1, first + (end // tables.era.page_size + 1) * size):
+        (identity,) = what(capture, address)
+        assert identity.kind is Kind.ELSEWHERE
+        assert (identity.page, identity.start) == (-1, 0)
+
+
+def test_struct_pages_without_page_data(cli: Cli) -> None:
+    """In a snapshot that has none, it is known all the same which page frame's it is."""
+    tables = CAPTURE.tables
+    vmemmap = find_vmemmap(CAPTURE.target, parse_vmcoreinfo(CAPTURE.target.vmcoreinfo, ""))
+    size = CAPTURE.target.layouts.size("page")
+    assert vmemmap is not None
+    assert size is not None
+    frame = (int(tables.mms.address[0]) - tables.space.direct_map) % 2**64 >> 12
+    address = vmemmap + frame * size + 8
+    (entry,) = answer(cli, hex(address))["addresses"]
+    assert entry["kind"] == "page"
+    assert entry["object"] == {"type": "page", "address": hex(address - 8)}
+    assert (entry["offset"], entry["page"]) == (8, {"pfn": frame, "head": None})
+    text = cli("-q", "-c", CORE, "what", hex(address)).out
+    # rmap cannot tell of it.
+    assert text == f"{address:#x}  struct page + 0x8 of page frame {frame:#x}\n"
+
+
+def test_struct_pages_in_words(cli: Cli) -> None:
+    capture = next(capture for capture in DEEP if capture.name == "deep-pages-6.12")
+    core = str(capture.core)
+    # A page in the middle of a huge one; rmap says the same.
+    text = cli("-q", "-c", core, "what", "ffabf076400d8040").out
+    assert "struct page of page frame 0x3601, in a folio of 512 pages, " in text
+    assert "    see: anonvma-inspect rmap 0x3601\n" in text
+    rmap = cli("-q", "-c", core, "rmap", "0x3601").out
+    assert rmap.startswith("page frame 0x3601, struct page 0xffabf076400d8040\n")
+
+
+def stacks_of(name: str) -> tuple[Target, Tables, Locks]:
+    target = open_target(TargetOptions(core=str(FIXTURES / "locks" / f"{name}.core.xz")))
+    tables = collect_locks(target, collect_audit(target))
+    assert tables.locks is not None
+    return target, tables, tables.locks
+
+
+@pytest.mark.parametrize("name", ["locks-6.12", "locks-6.12-arm64", "locks-5.10"])
+def test_kernel_stacks(name: str) -> None:
+    """Where the waiters of locks are: each is queued with a struct on its own stack."""
+    target, tables, locks = stacks_of(name)
+    asked = locks.waiters.address
+    assert len(asked) > 2
+    looked_up = look_up(target, tables, asked)
+    for identity, task in zip(
+        identify(tables, asked, looked_up), locks.waiters.task.tolist(), strict=True
+    ):
+        assert identity.kind is Kind.STACK
+        assert looked_up.stacks.pid[identity.stack] == locks.tasks.pid[task]
+        assert looked_up.stacks.comm[identity.stack] == locks.tasks.comm[task]
+    # What is not between its ends.
+    start, size = locks.tasks.stack, np.uint64(locks.tasks.stack_size)
+    rows = looked_up.stacks.find(np.concatenate([start, start + size - np.uint64(1)]))
+    assert (looked_up.stacks.start[rows] == np.concatenate([start, start])).all()
+    beside = looked_up.stacks.find(np.concatenate([start - np.uint64(1), start + size]))
+    found = np.where(beside == NO_ROW, np.uint64(0), looked_up.stacks.start[beside])
+    assert (found != np.concatenate([start, start])).all()
+    assert len(looked_up.stacks.find(asked[:0])) == 0
+
+
+def test_kernel_stacks_in_words(cli: Cli) -> None:
+    _, _, locks = stacks_of("locks-6.12")
+    pid, comm = int(locks.tasks.pid[0]), locks.tasks.comm[0].decode()
+    address = hex(int(locks.tasks.stack[0]) + 0x1234)
+    core = str(FIXTURES / "locks" / "locks-6.12.core.xz")
+    ran = cli("-q", "-c", core, "what", address)
+    assert ran.out.splitlines()[0] == f"{address}  in the kernel stack of PID {pid} ({comm})"
+    ran = cli("-q", "-c", core, "--format", "json", "what", address)
+    (entry,) = json.loads(ran.out)["addresses"]
+    assert (entry["kind"], entry["where"]["pid"], entry["where"]["comm"]) == ("stack", pid, comm)
+
+
+def test_one_bit_changed() -> None:
+    """Only of what is nowhere: in RAM, addresses that differ in one bit are no wonder."""
+    tables = CAPTURE.tables
+    at = int(tables.anon_vmas.address[7])
+    field = tables.era.anon_vma.offset("parent")
+    high, inside, twice, low = what(
+        CAPTURE, at ^ 1 << 46, at + field ^ 1 << 60, at ^ 1 << 46 ^ 1 << 50, at ^ 1 << 3
+    )
+    for identity, bit, offset in ((high, 46, 0), (inside, 60, field)):
+        assert identity.kind in (Kind.ELSEWHERE, Kind.IMPOSSIBLE)
+        assert identity.one_bit_from is not None
+        other, which = identity.one_bit_from
+        assert (other.struct, other.start, other.address, which) == (
+            "anon_vma",
+            at,
+            at + offset,
+            bit,
+        )
+    assert twice.kind in (Kind.ELSEWHERE, Kind.IMPOSSIBLE)
+    assert (twice.one_bit_from, low.one_bit_from) == (None, None)
+
+
 def test_folios_in_words(cli: Cli) -> None:
     capture = next(capture for capture in DEEP if capture.name == "deep-pages-6.12")
     tables = collect_pages(capture.target, capture.tables)
@@ -391,6 +515,13 @@ def test_a_real_oops(cli: Cli, type_in: Callable[[bytes], None], manifest: Path)
     wrong = by_address[changed["new"]]
     assert {"CR2", "address"} <= set(wrong["labels"])
     assert (wrong["object"], wrong["kind"]) == (None, "elsewhere")
+    old, new = int(changed["old"], 16), int(changed["new"], 16)
+    assert wrong["one_bit_from"] == {
+        "address": changed["old"],
+        "bit": (old ^ new).bit_length() - 1,
+        "object": {"type": "anon_vma", "address": changed["old"]},
+    }
+    assert (old ^ new).bit_count() == 1
     # It had the AVC in a register, and a pointer into it.
     avc = by_address[changed["object"]]
     assert avc["object"] == {"type": "anon_vma_chain", "address": changed["object"]}
@@ -411,6 +542,30 @@ def test_a_real_oops(cli: Cli, type_in: Callable[[bytes], None], manifest: Path)
     for entry in (avc, *inside, wrong):
         assert {finding["actual"] for finding in entry["findings"]} == {changed["new"]}
     assert {entry["state"] for entry in (avc, root, heads[0])} == {"allocated"}
+
+
+@pytest.mark.parametrize("manifest", OOPSES, ids=lambda path: path.stem)
+def test_numbers_attract_no_findings(cli: Cli, manifest: Path) -> None:
+    """Words are expected to be 0, small, or an error number; that is nothing about those asked."""
+    core, changed = (
+        str(manifest.with_suffix(".core.xz")),
+        json.loads(manifest.read_text())["changed"],
+    )
+    asked = ("0", "1", "8", "4c2000", "ffffffffffffffea", "dead000000000100", changed["new"])
+    ran = cli("-q", "-c", core, "--format", "json", "what", *asked)
+    document = json.loads(ran.out)
+    assert document["findings_total"] == 2
+    codes = [[each["code"] for each in entry["findings"]] for entry in document["addresses"]]
+    assert codes == [*([[]] * 6), ["AV202"]]
+    # Which object that is, and what was expected of it, is told.
+    (line,) = [
+        line
+        for line in cli("-q", "-c", core, "what", changed["new"]).out.splitlines()
+        if "AV202" in line
+    ]
+    assert line.endswith(
+        f" (anon_vma_chain {changed['object']}: expected {changed['old']}, actual {changed['new']})"
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ _POISON = {
 }
 # A field of a struct that is made from such a pointer is not far from it.
 _NEAR_POISON = 0x80
+_BITS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 _SHARED = "other objects than AVCs are in this cache as well"
 # Objects whose caches have these names are of these structs.
 _STRUCTS = {b"mm_struct": "mm_struct", b"task_struct": "task_struct"}
@@ -46,6 +47,10 @@ class Kind(str, enum.Enum):
     SLAB = "slab"
     #: A ``struct page``, or memory, of anonymous memory.
     FOLIO = "folio"
+    #: In a ``struct page``, of other memory or of memory of which that is not known.
+    PAGE = "page"
+    #: In the kernel stack of a thread.
+    STACK = "stack"
     #: In RAM, and nothing that is known here.
     MEMORY = "memory"
     #: A value that the kernel writes into what is gone.
@@ -56,7 +61,7 @@ class Kind(str, enum.Enum):
     USER = "user"
     #: No address of x86-64's or arm64's.
     IMPOSSIBLE = "impossible"
-    #: Somewhere else in the kernel: its image, a stack, a module.
+    #: Somewhere else in the kernel: its image, a module, a stack that no thread has.
     ELSEWHERE = "elsewhere"
 
 
@@ -75,6 +80,11 @@ class Identity:
     :ivar mm: Row in :class:`~anonvma_inspect.tables.Mms`, likewise.
     :ivar anon_vma: Row in :class:`~anonvma_inspect.tables.AnonVmas`, likewise.
     :ivar folio: Row in :attr:`~anonvma_inspect.collect.look_up.LookedUp.folios`.
+    :ivar page: Number of the page frame whose ``struct page`` it lies in; -1: in none.
+    :ivar head: Address of the ``struct page`` of that one's folio; 0 if that is not known.
+    :ivar stack: Row in :attr:`~anonvma_inspect.collect.look_up.LookedUp.stacks`.
+    :ivar one_bit_from: What it would lie in if one bit of it were another, and which bit; only of
+        what is in nothing that is known, and if there is one such object.
     :ivar note: What else is to be said.
     """
 
@@ -91,6 +101,10 @@ class Identity:
     mm: int = NO_ROW
     anon_vma: int = NO_ROW
     folio: int = NO_ROW
+    page: int = -1
+    head: int = 0
+    stack: int = NO_ROW
+    one_bit_from: tuple[Identity, int] | None = None
     note: str | None = None
 
 
@@ -190,6 +204,9 @@ class _Found:
     def _elsewhere(self, index: int, address: int) -> Identity:
         looked_up, tables = self.looked_up, self.tables
         places = looked_up.objects
+        stack = int(looked_up.stack[index])
+        if stack != NO_ROW:
+            return Identity(address, Kind.STACK, stack=stack)
         state, cache = ObjectState(int(places.state[index])), int(places.cache[index])
         start = int(places.start[index])
         if cache and start:
@@ -218,13 +235,42 @@ class _Found:
         folio = int(looked_up.folio[index])
         if folio != NO_ROW and looked_up.folios is not None:
             pointer = int(looked_up.folios.pointer[folio])
-            return Identity(address, Kind.FOLIO, folio=folio, anon_vma=self._led_to(pointer))
+            of_folio = Identity(address, Kind.FOLIO, folio=folio, anon_vma=self._led_to(pointer))
+            return self._of_page(index, of_folio)
+        if looked_up.frame[index] >= 0:
+            return self._of_page(index, Identity(address, Kind.PAGE))
         if bool(tables.space.in_ram(np.array([address], dtype=np.uint64))[0]):
             return Identity(address, Kind.MEMORY, note=places.not_read)
         if address < _USER_END:
             return Identity(address, Kind.USER)
         kind = Kind.ELSEWHERE if address >= _KERNEL_START else Kind.IMPOSSIBLE
-        return Identity(address, kind)
+        return Identity(address, kind, one_bit_from=self._one_bit_from(index, address))
+
+    # With the struct page that it lies in, if any.
+    def _of_page(self, index: int, identity: Identity) -> Identity:
+        looked_up = self.looked_up
+        frame, start = int(looked_up.frame[index]), int(looked_up.page_start[index])
+        if frame < 0:
+            return identity
+        return replace(
+            identity,
+            struct=looked_up.page.struct,
+            start=start,
+            size=looked_up.page.size,
+            field=_field(looked_up.page, identity.address - start),
+            page=frame,
+            head=int(looked_up.head[index]),
+        )
+
+    # What is not even in RAM agrees with an object's address in all bits but one for a reason.
+    def _one_bit_from(self, index: int, address: int) -> tuple[Identity, int] | None:
+        others = np.uint64(address) ^ _BITS
+        found = []
+        for bit in np.flatnonzero(self.tables.space.in_ram(others)).tolist():
+            other = self._in_tables(index, int(others[bit]))
+            if other is not None:
+                found.append((replace(other, state=ObjectState.UNKNOWN, cache=0), bit))
+        return found[0] if len(found) == 1 else None
 
     # The struct that a cache is of. Others may share that of AVCs.
     def _record(self, cache: int) -> Record | None:

@@ -15,6 +15,7 @@ from anonvma_inspect.collect.lists import walk_lists
 from anonvma_inspect.collect.mms import looks_like_mm
 from anonvma_inspect.collect.reader import Columns, Progress, Reader
 from anonvma_inspect.collect.slab_caches import read_cpus
+from anonvma_inspect.collect.stacks import stack_size
 from anonvma_inspect.collect.tasks import read_threads, until_nul
 from anonvma_inspect.collect.trees import MAX_DEPTH
 from anonvma_inspect.kernel.era import Era, Record, resolve_record
@@ -62,9 +63,6 @@ LOCKS_WALK = "locks"
 
 # include/linux/sched.h
 _PF_KTHREAD = 0x00200000
-# x86-64 and arm64 without KASAN: THREAD_SIZE, for a kernel whose symbols do not tell.
-_STACK_SIZE = 1 << 14
-_MAX_STACK_SIZE = 1 << 20
 _NOTHING: U64Column = np.empty(0, dtype=np.uint64)
 _NO_ROWS: RowColumn = np.empty(0, dtype=np.int64)
 _KINDS: U8Column = np.empty(0, dtype=np.uint8)
@@ -122,7 +120,7 @@ _NO_TASKS = LockTasks(
     on_cpu=_FLAGS,
     last_ran_ms=_NO_ROWS,
     stack=_NOTHING,
-    stack_size=_STACK_SIZE,
+    stack_size=0,
     mm=_NO_ROWS,
     waits_for=_NO_ROWS,
 )
@@ -411,7 +409,7 @@ class _Stacks:
             return "the types of this target do not tell how tasks wait"
         threads = read_threads(reader, era, target)
         base, present = reader.words(records.task, threads.known, "stack")
-        size = _stack_size(target)
+        size = stack_size(target)
         base[~present] = 0
         known = base[base != 0]
         ranges = merge_ranges(np.stack([known, known + np.uint64(size)], axis=1))
@@ -433,18 +431,6 @@ class _Stacks:
         owns: BoolColumn = addresses - self.base[row] < np.uint64(self.size)
         owns &= self.task[row] == tasks
         return owns
-
-
-# The stack of the first task is as large as any: INIT_TASK_DATA() in
-# include/asm-generic/vmlinux.lds.h, whose labels have other names since v6.10.
-def _stack_size(target: Target) -> int:
-    start = target.symbols.get("init_stack")
-    for name in ("__end_init_stack", "__end_init_task"):
-        if start is not None and name in target.symbols:
-            size = target.symbols[name] - start
-            if target.page_size <= size <= _MAX_STACK_SIZE and size & (size - 1) == 0:
-                return size
-    return max(_STACK_SIZE, target.page_size)
 
 
 # The red-black trees in which waiters of a PREEMPT_RT kernel's are ordered by priority, a level of

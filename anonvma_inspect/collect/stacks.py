@@ -12,19 +12,96 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anonvma_inspect.collect.reader import Reader
+from anonvma_inspect.collect.tasks import read_holders, read_threads
+from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.functions import FUNCTIONS, spellings
-from anonvma_inspect.tables import LockTasks, RowColumn, marked
+from anonvma_inspect.tables import (
+    NO_ROW,
+    I64Column,
+    LockTasks,
+    RowColumn,
+    TextColumn,
+    marked,
+)
 from anonvma_inspect.target.functions import find_functions
 from anonvma_inspect.target.layouts import Field
 from anonvma_inspect.target.memory import WORD, BoolColumn, Memory, U64Column
 from anonvma_inspect.target.target import Target
 
-__all__ = ("functions_on_stacks", "known_functions", "save_calls")
+__all__ = (
+    "KernelStacks",
+    "functions_on_stacks",
+    "known_functions",
+    "read_kernel_stacks",
+    "save_calls",
+    "stack_size",
+)
 
+# x86-64 and arm64 without KASAN: THREAD_SIZE, for a kernel whose symbols do not tell.
+_STACK_SIZE = 1 << 14
+_MAX_STACK_SIZE = 1 << 20
 # Where arm64 signs return addresses, the signature is in bits that are all set in an address of the
 # kernel's image, but for bit 55.
 _SIGNATURE = np.uint64(0xFFFF << 48)
 _BIT_55 = np.uint64(1 << 55)
+
+
+@dataclass(frozen=True)
+class KernelStacks:
+    """The kernel stacks of all threads, in the order of their addresses.
+
+    :ivar pid: Of the thread.
+    :ivar start: Lowest address.
+    :ivar size: Bytes of each.
+    """
+
+    pid: I64Column
+    comm: TextColumn
+    start: U64Column
+    size: int
+
+    def find(self, addresses: U64Column) -> RowColumn:
+        """Rows of the stacks that addresses lie in, NO_ROW for those that lie in none."""
+        if not len(self.start):
+            return np.full(len(addresses), NO_ROW, dtype=np.int64)
+        row = np.searchsorted(self.start, addresses, side="right") - 1
+        inside = (row >= 0) & (addresses - self.start[row] < np.uint64(self.size))
+        return np.where(inside, row, NO_ROW)
+
+
+def read_kernel_stacks(reader: Reader, era: Era, target: Target) -> KernelStacks:
+    """Read where the kernel stacks of all threads are, as far as that is in the target.
+
+    :raises TargetError: if the task list is out of reach.
+    """
+    threads = read_threads(reader, era, target)
+    field = target.layouts.field("task_struct", "stack")
+    known = threads.known if field is not None and field.size == WORD else threads.known[:0]
+    offset = np.uint64(0 if field is None else field.offset)
+    words, present = target.memory.gather(known + offset, WORD)
+    start = words.view("<u8").reshape(-1).astype(np.uint64)
+    # A dead thread's is given back before its task is.
+    there = present & (start != 0)
+    holders = read_holders(reader, era, threads, known[there])
+    start = start[there]
+    order = np.argsort(start, kind="stable")
+    return KernelStacks(holders.pid[order], holders.comm[order], start[order], stack_size(target))
+
+
+def stack_size(target: Target) -> int:
+    """Bytes of a kernel stack: ``THREAD_SIZE``.
+
+    That of the first task is as large as any: ``INIT_TASK_DATA()`` in
+    ``include/asm-generic/vmlinux.lds.h``, whose labels have other names since v6.10.
+    """
+    start = target.symbols.get("init_stack")
+    for name in ("__end_init_stack", "__end_init_task"):
+        if start is not None and name in target.symbols:
+            size = target.symbols[name] - start
+            if target.page_size <= size <= _MAX_STACK_SIZE and size & (size - 1) == 0:
+                return size
+    return max(_STACK_SIZE, target.page_size)
 
 
 def known_functions(target: Target) -> dict[str, tuple[int, int]]:

@@ -42,9 +42,12 @@ _NOTHING = {
     Kind.USER: "an address of user memory, or a number",
     Kind.IMPOSSIBLE: "no address at all",
     Kind.ELSEWHERE: "in the kernel, but in no slab and no memory that is known here (its image, a "
-    "stack, a module)",
+    "module, another stack)",
     Kind.MEMORY: "in RAM, but in no object that is known here",
 }
+
+
+_NUMBERS = (Kind.NULL, Kind.ERROR, Kind.USER, Kind.POISON)
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class WhatReport:
             for line in self._about(identity):
                 yield f"    {line}"
             for finding in self._touching(identity):
-                yield f"    {style.bad(finding.code)} {finding.slug}: {printable(finding.message)}"
+                yield f"    {_finding_line(finding, style)}"
         total = self.audit.findings_total
         if total:
             yield ""
@@ -97,7 +100,15 @@ class WhatReport:
         if identity.kind is Kind.SLAB:
             return f"in a slab of {self._cache(identity)}, but in none of its objects"
         if identity.kind is Kind.FOLIO:
-            return self._folio(identity)
+            page = self._page(identity)
+            return f"{page}, in {self._folio(identity)}" if page else self._folio(identity)
+        if identity.kind is Kind.PAGE:
+            tail = identity.head not in (0, identity.start)
+            of = f", a tail of the folio {hexadecimal(identity.head)}" if tail else ""
+            return f"{self._page(identity)}{of}"
+        if identity.kind is Kind.STACK:
+            pid, comm = self._thread(identity)
+            return f"in the kernel stack of PID {pid} ({comm})"
         if identity.kind is Kind.POISON:
             return style.warn(identity.note or "poison")
         nothing = _NOTHING[identity.kind]
@@ -106,10 +117,7 @@ class WhatReport:
     def _object(self, identity: Identity, style: Style) -> str:
         offset = identity.address - identity.start
         what = identity.struct or f"an object of {self._cache(identity)}"
-        if offset:
-            field = f" ({identity.field})" if identity.field else ""
-            what = f"{what} {hexadecimal(identity.start)} + {offset:#x}{field}"
-        parts = [what]
+        parts = [_name(identity, what) if offset else what]
         state = _STATES[identity.state]
         if state is not None:
             parts.append(style.good(state) if state == "allocated" else style.bad(state))
@@ -124,6 +132,20 @@ class WhatReport:
     def _cache_name(self, identity: Identity) -> str | None:
         name = self.looked_up.objects.names.get(identity.cache)
         return escape(name) if name else None
+
+    # The struct page that it lies in; "" if it lies in none.
+    def _page(self, identity: Identity) -> str:
+        if identity.page < 0:
+            return ""
+        offset = identity.address - identity.start
+        field = f" ({identity.field})" if identity.field else ""
+        at = f" + {offset:#x}{field}" if offset else ""
+        return f"struct page{at} of page frame {identity.page:#x}"
+
+    # PID and name of the thread whose stack it is in.
+    def _thread(self, identity: Identity) -> tuple[int, str]:
+        stacks, row = self.looked_up.stacks, identity.stack
+        return int(stacks.pid[row]), escape(bytes(stacks.comm[row]))
 
     def _folio(self, identity: Identity) -> str:
         folio = self._folio_document(identity)
@@ -143,6 +165,11 @@ class WhatReport:
         elif identity.mm != NO_ROW:
             process = process_of_mm(tables, identity.mm)
             yield f"of {process}" if process is not None else "of an mm that no task has"
+        if identity.one_bit_from is not None:
+            other, bit = identity.one_bit_from
+            yield f"differs in one bit ({bit}) from {_name(other)}"
+        if identity.head:
+            yield f"see: anonvma-inspect rmap {identity.page:#x}"
         if identity.anon_vma == NO_ROW:
             return
         anon_vma = hexadecimal(int(tables.anon_vmas.address[identity.anon_vma]))
@@ -173,7 +200,12 @@ class WhatReport:
         sizes = {each.start: each.size for each in self.identities if each.start}
         starts = sorted(sizes)
         named = {hexadecimal(start): start for start in starts}
-        named |= {hexadecimal(each.address): each.start or each.address for each in self.identities}
+        # A number that is no address of the kernel's may be expected of many a word.
+        named |= {
+            hexadecimal(each.address): each.start or each.address
+            for each in self.identities
+            if each.kind not in _NUMBERS
+        }
         found: dict[int, list[Finding]] = {}
         for finding in itertools.islice(self.audit.findings(None), _MAX_FINDINGS):
             text = f"{finding.expected} {finding.actual}".replace(",", " ").split()
@@ -196,6 +228,11 @@ class WhatReport:
         vmas, vma = tables.vmas, identity.vma
         anon_vma = identity.anon_vma
         root = self._root(identity)
+        pid, comm = None if process is None else process.pid, None
+        if process is not None:
+            comm = escape(process.comm)
+        if identity.stack != NO_ROW:
+            pid, comm = self._thread(identity)
         return {
             "address": hexadecimal(identity.address),
             "labels": [printable(label) for label in labels],
@@ -211,8 +248,8 @@ class WhatReport:
             if not identity.cache
             else {"address": hexadecimal(identity.cache), "name": self._cache_name(identity)},
             "where": {
-                "pid": None if process is None else process.pid,
-                "comm": None if process is None else escape(process.comm),
+                "pid": pid,
+                "comm": comm,
                 "vma": None if vma == NO_ROW else hexadecimal(int(vmas.address[vma])),
                 "start": None if vma == NO_ROW else hexadecimal(int(vmas.vm_start[vma])),
                 "end": None if vma == NO_ROW else hexadecimal(int(vmas.vm_end[vma])),
@@ -221,7 +258,14 @@ class WhatReport:
             if anon_vma == NO_ROW
             else hexadecimal(int(tables.anon_vmas.address[anon_vma])),
             "root": None if root is None else hexadecimal(root),
+            "page": None
+            if identity.page < 0
+            else {
+                "pfn": identity.page,
+                "head": hexadecimal(identity.head) if identity.head else None,
+            },
             "folio": self._folio_document(identity),
+            "one_bit_from": _one_bit_document(identity),
             "note": None if identity.note is None else printable(identity.note),
             "findings": [finding_document(finding) for finding in self._touching(identity)],
         }
@@ -239,3 +283,29 @@ class WhatReport:
             "mapping": hexadecimal(int(folios.mapping[row])),
             "kind": MappingKind(int(folios.kind[row])).name.lower(),
         }
+
+
+def _name(identity: Identity, what: str | None = None) -> str:
+    offset = identity.address - identity.start
+    field = f" ({identity.field})" if identity.field else ""
+    at = f" + {offset:#x}{field}" if offset else ""
+    return f"{what or identity.struct} {hexadecimal(identity.start)}{at}"
+
+
+def _one_bit_document(identity: Identity) -> Document | None:
+    if identity.one_bit_from is None:
+        return None
+    other, bit = identity.one_bit_from
+    return {
+        "address": hexadecimal(other.address),
+        "bit": bit,
+        "object": {"type": other.struct, "address": hexadecimal(other.start)},
+    }
+
+
+def _finding_line(finding: Finding, style: Style) -> str:
+    return (
+        f"{style.bad(finding.code)} {finding.slug}: {printable(finding.message)} "
+        f"({finding.object_type} {hexadecimal(finding.object_address)}: expected "
+        f"{printable(finding.expected)}, actual {printable(finding.actual)})"
+    )
