@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import random
 import re
 from collections import Counter
@@ -623,6 +624,39 @@ def test_a_sample_has_all_mappings_of_its_folios() -> None:
         assert here == {pair for pair in pairs if pair[0] in set(some.mappings.pfn.tolist())}
         seen.add(len(here))
     assert min(seen) < len(pairs)
+
+
+def test_a_sample_without_a_page(cli: Cli) -> None:
+    """Nothing was looked at: that is neither in order nor a finding."""
+    tables = deep_tables(CAPTURE)
+    sizes = {}
+    for sample in range(2, 30):
+        some = collect_pages(CAPTURE.target, tables, sample=sample)
+        sizes[sample] = len(pages_of(some).mappings.vma)
+    empty = next(sample for sample, size in sizes.items() if not size)
+    core, codes = str(CAPTURE.core), {rule.code for rule in rules.INVARIANTS}
+    ran = cli("-q", "-c", core, "--format", "json", "audit", "--deep", "--sample", str(empty))
+    assert ran.code == 0
+    checked = {each["code"]: each for each in json.loads(ran.out)["checked"]}
+    assert codes <= set(checked)
+    for code in codes:
+        assert checked[code]["state"] == "not checked"
+        assert checked[code]["reason"] == f"nothing to check fell into the sample (--sample {empty})"
+    ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(empty))
+    assert "\nno page fell into the sample: with a smaller N it is larger\n" in ran.out
+    # As of all that is not done, the code says so if it was named.
+    ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(empty), "--only", "AV701")
+    assert ran.code == 4
+    assert ran.out.splitlines()[-1] == "incomplete: 0 checks, 0 findings, AV701 not checked"
+    # Nor is a check of which only others' objects did.
+    ran = cli("-q", "-c", core, "--format", "json", "audit", "--deep", "--sample", "8")
+    checked = {each["code"]: each for each in json.loads(ran.out)["checked"]}
+    assert (checked["AV701"]["state"], checked["AV701"]["objects"]) == ("ok", 1)
+    assert checked["AV710"]["state"] == "not checked"
+    some = next(sample for sample, size in sizes.items() if size)
+    ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(some), "--only", "AV701")
+    assert ran.code == 0
+    assert "fell into" not in ran.out
 
 
 def test_one_process() -> None:

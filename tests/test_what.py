@@ -325,6 +325,12 @@ def test_kernel_stacks_in_words(cli: Cli) -> None:
     core = str(FIXTURES / "locks" / "locks-6.12.core.xz")
     ran = cli("-q", "-c", core, "what", address)
     assert ran.out.splitlines()[0] == f"{address}  in the kernel stack of PID {pid} ({comm})"
+    # Of a kernel thread a snapshot does not have the name.
+    target, tables, _ = stacks_of("locks-6.12")
+    stacks = look_up(target, tables, column(1)).stacks
+    nameless = int(np.flatnonzero(stacks.comm == b"")[0])
+    ran = cli("-q", "-c", core, "what", hex(int(stacks.start[nameless])))
+    assert ran.out.splitlines()[0].endswith(f" stack of PID {int(stacks.pid[nameless])}")
     ran = cli("-q", "-c", core, "--format", "json", "what", address)
     (entry,) = json.loads(ran.out)["addresses"]
     assert (entry["kind"], entry["where"]["pid"], entry["where"]["comm"]) == ("stack", pid, comm)

@@ -36,7 +36,12 @@ def _of_pages(check: Callable[[Facts, PageFacts], Verdict]) -> Callable[[Facts],
         if pages.not_read is not None:
             return Verdict(0, not_checked=pages.not_read)
         assert facts.pages is not None
-        return check(facts, facts.pages)
+        verdict = check(facts, facts.pages)
+        sample = pages.coverage.sample
+        # Where there is nothing to look for, as before v5.19, nothing was left out either.
+        if sample > 1 and verdict.violations and not verdict.objects:
+            return Verdict(0, not_checked=f"nothing to check fell into the sample (--sample {sample})")
+        return verdict
 
     return checked
 

@@ -56,3 +56,5 @@ def describe_coverage(pages: Pages) -> Iterator[str]:
         left.append(f"all but one in {coverage.sample:,} blocks of memory (--sample)")
     if left:
         yield f"not looked at: {', '.join(left)}"
+    if coverage.sample > 1 and not len(pages.mappings.vma):
+        yield "no page fell into the sample: with a smaller N it is larger"

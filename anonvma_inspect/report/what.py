@@ -108,7 +108,8 @@ class WhatReport:
             return f"{self._page(identity)}{of}"
         if identity.kind is Kind.STACK:
             pid, comm = self._thread(identity)
-            return f"in the kernel stack of PID {pid} ({comm})"
+            # A snapshot may not have the names of kernel threads.
+            return f"in the kernel stack of PID {pid}{f' ({comm})' if comm else ''}"
         if identity.kind is Kind.POISON:
             return style.warn(identity.note or "poison")
         nothing = _NOTHING[identity.kind]
