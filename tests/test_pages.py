@@ -639,9 +639,9 @@ def test_a_sample_without_a_page(cli: Cli) -> None:
     assert ran.code == 0
     checked = {each["code"]: each for each in json.loads(ran.out)["checked"]}
     assert codes <= set(checked)
+    reason = f"nothing to check fell into the sample (--sample {empty})"
     for code in codes:
-        assert checked[code]["state"] == "not checked"
-        assert checked[code]["reason"] == f"nothing to check fell into the sample (--sample {empty})"
+        assert (checked[code]["state"], checked[code]["reason"]) == ("not checked", reason)
     ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(empty))
     assert "\nno page fell into the sample: with a smaller N it is larger\n" in ran.out
     # As of all that is not done, the code says so if it was named.

@@ -40,7 +40,8 @@ def _of_pages(check: Callable[[Facts, PageFacts], Verdict]) -> Callable[[Facts],
         sample = pages.coverage.sample
         # Where there is nothing to look for, as before v5.19, nothing was left out either.
         if sample > 1 and verdict.violations and not verdict.objects:
-            return Verdict(0, not_checked=f"nothing to check fell into the sample (--sample {sample})")
+            reason = f"nothing to check fell into the sample (--sample {sample})"
+            return Verdict(0, not_checked=reason)
         return verdict
 
     return checked
