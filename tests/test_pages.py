@@ -653,8 +653,8 @@ def test_a_sample_without_a_page(cli: Cli) -> None:
     checked = {each["code"]: each for each in json.loads(ran.out)["checked"]}
     assert (checked["AV701"]["state"], checked["AV701"]["objects"]) == ("ok", 1)
     assert checked["AV710"]["state"] == "not checked"
-    some = next(sample for sample, size in sizes.items() if size)
-    ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(some), "--only", "AV701")
+    found = next(sample for sample, size in sizes.items() if size)
+    ran = cli("-q", "-c", core, "audit", "--deep", "--sample", str(found), "--only", "AV701")
     assert ran.code == 0
     assert "fell into" not in ran.out
 
