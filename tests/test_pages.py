@@ -48,7 +48,7 @@ from .clirun import Cli
 from .programs import program
 from .running import field_words, running, words_of
 
-DEEP = [capture for capture in CAPTURES if "deep-" in capture.name]
+DEEP = [capture for capture in CAPTURES if "deep-pages" in capture.name]
 EACH = pytest.mark.parametrize("capture", DEEP, ids=[capture.name for capture in DEEP])
 
 

@@ -212,7 +212,7 @@ def test_ksm() -> None:
     assert item.anon_vma == tables.rmap_items.anon_vma_row[0]
 
 
-DEEP = [capture for capture in CAPTURES if capture.name.startswith("deep-")]
+DEEP = [capture for capture in CAPTURES if capture.name.startswith("deep-pages-")]
 
 
 @pytest.mark.parametrize("capture", DEEP, ids=lambda capture: capture.name)

@@ -76,7 +76,7 @@ class Lab:
         image = chosen[1] if chosen else fetch(wanted, self.cache)
         self.say(f"{plan.name}: {image.package.name} {image.package.version}")
         command = [*options, f"/lab/{plan.workload}", *plan.arguments()]
-        modules = find_modules(image.root, wanted.modules, image.release)
+        modules = find_modules(image.root, (*wanted.modules, *plan.modules), image.release)
         with tempfile.TemporaryDirectory(prefix="lab-") as scratch:
             programs = {
                 name: compile_program(name, Path(scratch) / name, machine.compiler)

@@ -33,8 +33,9 @@ def _describe_process(process: Process) -> dict[str, Any]:
         described["ksm"] = process.ksm
     if process.smaps:
         described["smaps"] = process.smaps
-    if process.pages:
-        described["pages"] = process.pages
+    for name in ("swap", "pages", "swapped", "cached"):
+        if getattr(process, name):
+            described[name] = getattr(process, name)
     return described
 
 

@@ -22,6 +22,7 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "special": {},
     "guards": {},
     "pages": {"pages": 32, "sharing": 3},
+    "swap": {"pages": 16},
     "many": {"children": 1000, "pages": 1000},
     "large": {"children": 61, "grandchildren": 23, "pages": 400, "written": 100},
     "storm": {
@@ -36,6 +37,10 @@ PARAMETERS: dict[str, dict[str, int]] = {
     "locks": {"depth": 10, "members": 6, "vmas": 30, "tries": 200},
     "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }
+
+
+# RAM disks for swap areas.
+_MODULES = {"swap": ("brd",)}
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,8 @@ class Plan:
     kdump: Filter | None = None
     memory: int = 256
     cpus: int = 2
+    #: Modules that the workload needs, besides those that the kernel needs.
+    modules: tuple[str, ...] = ()
     #: Further programs for the guest.
     programs: tuple[str, ...] = ()
     #: Run lines that the guest is told (:class:`~.shell.Shell`), with Python and the package in it,
@@ -105,6 +112,7 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
         seed=seed,
         maps=workload != "large",
         word=workload not in ("storm", "locks"),
+        modules=_MODULES.get(workload, ()),
     )
     return replace(made, **more)  # type: ignore[arg-type]  # the caller names fields of Plan
 
@@ -158,6 +166,8 @@ _KDUMPED = (
 # With what page tables and folios say, which is no part of other snapshots.
 _DEEP = ("6.12", "7.3", "6.12-arm64", "5.10", "6.1", "7.2")
 
+_SWAPPED = ("6.12", "7.3", "6.1", "5.10")
+
 # On kernels of our own.
 _OWN: tuple[tuple[str, str, list[str]], ...] = (
     ("vmaops", "7.3-unfaulted", ["guards=25", "processes=8", "pages=32"]),
@@ -194,6 +204,10 @@ def _fixtures() -> dict[str, Plan]:
             pages=True,
         )
         for seed, kernel in enumerate(_DEEP, start=21)
+    ]
+    plans += [
+        plan(f"deep-swap-{kernel}", kernel, "swap", [f"seed={seed}"], smaps=True, pages=True)
+        for seed, kernel in enumerate(_SWAPPED, start=31)
     ]
     # One in eleven stays of some eleven hundred actors.
     plans.append(

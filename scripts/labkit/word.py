@@ -39,6 +39,12 @@ class Process:
     #: If asked for, the anonymous pages that are mapped, in runs: first page and page frame in hex,
     #: how many there are, how often each is mapped.
     pages: list[str] = field(default_factory=list)
+    #: With these, what is in swap, in runs: first page in hex, swap area, first slot, how many.
+    swapped: list[str] = field(default_factory=list)
+    #: And those of the mapped pages, in hex, that are in the swap cache as well.
+    cached: list[str] = field(default_factory=list)
+    #: With smaps, and if there are any, the kilobytes of each mapping that are in swap.
+    swap: list[int] = field(default_factory=list)
     #: Places where KSM merged a page, if the kernel counts them (since v6.1, ksm_merging_pages).
     ksm: int | None = None
 
@@ -136,6 +142,11 @@ def _smaps(text: str) -> list[str]:
     return [f"{size} {flag}" for size, flag in zip(anonymous, flags, strict=True)]
 
 
+def _swap(text: str) -> list[int]:
+    sizes = [int(size) for size in re.findall(r"^Swap: +(\d+) kB$", text, re.MULTILINE)]
+    return sizes if any(sizes) else []
+
+
 def parse_word(data: bytes) -> Word:
     """Take the whole word apart."""
     texts: dict[tuple[str, str], bytes] = {}
@@ -175,7 +186,10 @@ def parse_word(data: bytes) -> Word:
             if ("ksm", key) in texts:
                 process.ksm = int(texts["ksm", key])
             process.smaps = _smaps(_text(texts.get(("smaps", key), b"")))
+            process.swap = _swap(_text(texts.get(("smaps", key), b"")))
             process.pages = _text(texts.get(("pages", key), b"")).splitlines()
+            process.swapped = _text(texts.get(("swapped", key), b"")).splitlines()
+            process.cached = _text(texts.get(("cached", key), b"")).splitlines()
             word.processes.append(process)
     word.processes.sort(key=lambda process: process.pid)
     return word

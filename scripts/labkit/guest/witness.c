@@ -142,10 +142,16 @@ static int starts_with(const char *line, size_t length, const char *start)
     return length >= strlen(start) && !memcmp(line, start, strlen(start));
 }
 
-/* Of smaps, what is anonymous and the flags: the rest is not about mappings. */
+/* Of smaps, what is anonymous or swapped and the flags: the rest is not about mappings. */
 static int is_about_mappings(const char *line, size_t length)
 {
-    return starts_with(line, length, "Anonymous:") || starts_with(line, length, "VmFlags:");
+    return starts_with(line, length, "Anonymous:") || starts_with(line, length, "VmFlags:") ||
+           starts_with(line, length, "Swap:");
+}
+
+static int is_about_swap(const char *line, size_t length)
+{
+    return starts_with(line, length, "SwapCached:");
 }
 
 /* Of kallsyms, the names in /lab/symbols (one a line, a newline before the first as well). */
@@ -280,9 +286,12 @@ static int page_maps = -1, page_counts = -1, page_flags = -1;
 static const char *page_key;
 
 #define PRESENT (1ull << 63) /* Documentation/admin-guide/mm/pagemap.rst */
+#define SWAPPED (1ull << 62)
 #define OF_FILE (1ull << 61)
+#define MOST_AREAS 22 /* of 32 types; those above are no swap areas in any configuration */
 #define FRAME ((1ull << 55) - 1)
 #define KPF_ANON (1ull << 12)
+#define KPF_SWAPCACHE (1ull << 13)
 #define KPF_HUGE (1ull << 17)
 
 static uint64_t about_frame(int file, uint64_t frame)
@@ -303,6 +312,50 @@ static void send_run(uint64_t page, uint64_t frame, uint64_t length, uint64_t co
 
     if (length)
         send_record("pages", page_key, line, size);
+}
+
+/* Neighbours in swap: first page, swap area, first slot, how many. */
+static struct {
+    uint64_t page, area, slot, length;
+} swapped;
+
+static void send_swapped(void)
+{
+    char line[96];
+    int size = snprintf(line, sizeof(line), "%llx %llu %llu %llu\n",
+                        (unsigned long long)swapped.page, (unsigned long long)swapped.area,
+                        (unsigned long long)swapped.slot, (unsigned long long)swapped.length);
+
+    if (swapped.length)
+        send_record("swapped", page_key, line, size);
+    swapped.length = 0;
+}
+
+static void note_swapped(uint64_t page, uint64_t word)
+{
+    uint64_t area = word & 31, slot = (word & FRAME) >> 5;
+
+    if (area >= MOST_AREAS)
+        return;
+    if (swapped.length && page == swapped.page + swapped.length && area == swapped.area &&
+        slot == swapped.slot + swapped.length) {
+        swapped.length++;
+        return;
+    }
+    send_swapped();
+    swapped.page = page;
+    swapped.area = area;
+    swapped.slot = slot;
+    swapped.length = 1;
+}
+
+/* A mapped page that is in the swap cache as well. */
+static void send_cached(uint64_t page)
+{
+    char line[32];
+    int size = snprintf(line, sizeof(line), "%llx\n", (unsigned long long)page);
+
+    send_record("cached", page_key, line, size);
 }
 
 /* A line of maps: which anonymous pages the mapping has, in runs: first page and page frame, how many
@@ -326,10 +379,14 @@ static int send_pages(const char *line, size_t length)
         for (ssize_t i = 0; i < got / 8; i++, page++) {
             uint64_t here = mapped[i] & FRAME, about = 0, times;
 
+            if (!(mapped[i] & PRESENT) && (mapped[i] & SWAPPED))
+                note_swapped(page, mapped[i]);
             if ((mapped[i] & PRESENT) && !(mapped[i] & OF_FILE) && here)
-                about = about_frame(page_flags, here) & (KPF_ANON | KPF_HUGE);
-            if (about != KPF_ANON)
+                about = about_frame(page_flags, here) & (KPF_ANON | KPF_HUGE | KPF_SWAPCACHE);
+            if ((about & ~KPF_SWAPCACHE) != KPF_ANON)
                 continue;
+            if (about & KPF_SWAPCACHE)
+                send_cached(page);
             times = about_frame(page_counts, here);
             if (run && page == first + run && here == frame + run && times == count) {
                 run++;
@@ -343,6 +400,7 @@ static int send_pages(const char *line, size_t length)
         }
     }
     send_run(first, frame, run, count);
+    send_swapped();
     return 0;
 }
 
@@ -447,6 +505,16 @@ static void send_slab(void)
     send_file("fact", "anon_vma", "/sys/kernel/debug/anon_vma"); /* of the lab's own kernels */
 }
 
+/* What processors have counted by themselves comes into the sums of /proc/meminfo. */
+static void sum_up(void)
+{
+    int file = open("/proc/sys/vm/stat_refresh", O_WRONLY | O_CLOEXEC);
+
+    if (file < 0 || write(file, "1", 1) != 1)
+        fail("/proc/sys/vm/stat_refresh");
+    close(file);
+}
+
 static void send_facts(void)
 {
     static const char *const merged[] = {
@@ -461,6 +529,8 @@ static void send_facts(void)
         snprintf(key, sizeof(key), "ksm_%s", merged[i]);
         send_file("fact", key, path);
     }
+    send_file("fact", "swaps", "/proc/swaps");
+    send_lines("fact", "swap_cached", "/proc/meminfo", is_about_swap);
     send_file("fact", "version", "/proc/version");
     send_file("fact", "cmdline", "/proc/cmdline");
     send_file("fact", "ksm", "/sys/kernel/mm/ksm/run");
@@ -638,6 +708,8 @@ int main(int argc, char **argv)
     if (!word)
         finish(0); /* a storm: there is no state to describe */
     settle();
+    if (with_pages)
+        sum_up();
     if (shrink)
         shrink_caches();
     count = list_numbers("/proc", pids);
