@@ -58,6 +58,7 @@ __all__ = (
     "Slabs",
     "Slots",
     "StableNodes",
+    "Swapped",
     "Tables",
     "Tasks",
     "Unreached",
@@ -687,7 +688,7 @@ class Locks:
 
 @dataclass(frozen=True)
 class Folios:
-    """Folios of anonymous memory that page tables lead to; sorted by address."""
+    """Folios of anonymous memory that page tables lead to, or the swap cache; sorted by address."""
 
     #: Of the head's ``struct page``, which is the folio's.
     address: U64Column
@@ -740,6 +741,32 @@ class Mappings:
 
 
 @dataclass(frozen=True)
+class Swapped:
+    """Entries of page tables that name a slot of a swap area, by mm and address.
+
+    :ivar not_read: Why the swap cache was not looked at; then no folio is known.
+    :ivar exclusive_known: The kernel marks entries of pages that belonged to one process.
+    """
+
+    not_read: str | None
+    exclusive_known: bool
+    #: Row in :class:`Vmas`.
+    vma: RowColumn
+    address: U64Column
+    #: Number of the swap area, and of the slot in it.
+    area: U64Column
+    slot: U64Column
+    #: Marked as that of a page that belonged to one process alone.
+    exclusive: BoolColumn
+    #: What the swap cache has for the slot, a row in :attr:`folios`; NO_ROW if nothing.
+    folio: RowColumn
+    #: Whether that could be told.
+    known: BoolColumn
+    #: Whatever they hold: just read from the disk, they are nobody's yet.
+    folios: Folios
+
+
+@dataclass(frozen=True)
 class PageCoverage:
     """How much was looked at.
 
@@ -754,6 +781,8 @@ class PageCoverage:
     :ivar anonymous: Of these, those that map an anonymous one.
     :ivar special: Entries that map a page that is not counted, or is not in RAM.
     :ivar swapped: Entries that name a place in a swap area.
+    :ivar swap_cached: Of these, those for which the swap cache has a folio.
+    :ivar swap_not_known: Of these, those of which that is not known.
     :ivar waiting: Entries of pages that wait to be mapped, and of those that never will be.
     :ivar markers: Entries without a page.
     :ivar absent: Entries without a mapped page, of one of these kinds.
@@ -772,6 +801,8 @@ class PageCoverage:
     anonymous: int = 0
     special: int = 0
     swapped: int = 0
+    swap_cached: int = 0
+    swap_not_known: int = 0
     waiting: int = 0
     markers: int = 0
     absent: int = 0
@@ -791,12 +822,15 @@ class Pages:
     not_read: str | None
     folios: Folios
     mappings: Mappings
+    swapped: Swapped
     coverage: PageCoverage
     exclusive_known: bool
     #: Offsets of ``mapping`` and of ``index`` in the struct.
     mapping_offset: int
     index_offset: int
-    #: Bits of ``flags`` that say that somebody is at work on it.
+    #: The bit of ``flags`` that says that somebody has locked it, and those that say that somebody
+    #: is at work on it.
+    locked: int
     busy: int
     #: C name of the struct.
     struct: str

@@ -376,7 +376,9 @@ def test_documented_bugs_are_these_cases() -> None:
 
 
 def test_every_code_has_a_case() -> None:
-    assert {code for code, _ in CASES.values()} == {each.code for each in rules.INVARIANTS}
+    # What is about the swap cache is tried in test_swap.py, where something is in swap.
+    codes = {each.code for each in rules.INVARIANTS} - {"AV711"}
+    assert {code for code, _ in CASES.values()} == codes
 
 
 def test_a_vma_without_an_anon_vma_is_named() -> None:

@@ -18,7 +18,7 @@ from anonvma_inspect.analysis.saving import Saving
 from anonvma_inspect.analysis.savings import find_savings
 from anonvma_inspect.collect import collect, collect_pages
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY
-from anonvma_inspect.tables import NO_ROW, Folios, Mappings, PageCoverage, Pages, Tables
+from anonvma_inspect.tables import NO_ROW, Folios, Mappings, PageCoverage, Pages, Swapped, Tables
 from anonvma_inspect.target.memory import BoolColumn
 
 from .captures import CAPTURES, SOME, Capture
@@ -261,10 +261,12 @@ def with_pages(tables: Tables, populated: BoolColumn, **coverage: int) -> Tables
             not_read=None,
             folios=columns(Folios, anon_vma=tables.vmas.active[vma], kind=np.ones(count)),
             mappings=columns(Mappings, vma=vma, folio=np.arange(count)),
+            swapped=columns(Swapped, not_read=None, exclusive_known=False, folios=columns(Folios)),
             coverage=PageCoverage(**coverage),
             exclusive_known=False,
             mapping_offset=0,
             index_offset=0,
+            locked=0,
             busy=0,
             struct="page",
         ),

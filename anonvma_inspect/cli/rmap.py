@@ -27,9 +27,9 @@ __all__ = ("command",)
 def command(settings: Settings, pid: str, address: str | None) -> int:
     """Who maps a page, as the kernel finds out: by its folio's reverse map.
 
-    The page is the one that process PID has mapped at ADDRESS, that of the page frame PFN (in
-    decimal, or in hex with 0x), or the one that POINTER names: a struct page, or memory in the
-    kernel's direct map.
+    The page is the one that process PID has mapped at ADDRESS, or that the swap cache has for it if
+    it is swapped out there; that of the page frame PFN (in decimal, or in hex with 0x); or the one
+    that POINTER names: a struct page, or memory in the kernel's direct map.
     """
     session = Session(settings)
     if address is None:

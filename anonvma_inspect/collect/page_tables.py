@@ -71,6 +71,7 @@ class Entries:
     :ivar page: Number of the first page that each maps.
     :ivar kind: An :class:`~anonvma_inspect.kernel.page_table.EntryKind`.
     :ivar frame: As :meth:`PageTableFormat.frames` has it.
+    :ivar word: The entry.
     :ivar span: Row in the spans.
     :ivar pages: How many pages an entry maps.
     :ivar stray: How many others there were, outside of the spans.
@@ -80,6 +81,7 @@ class Entries:
     page: U64Column
     kind: U8Column
     frame: U64Column
+    word: U64Column
     span: RowColumn
     pages: int
     stray: int
@@ -187,7 +189,10 @@ class PageTableWalk:
         stray = int(np.count_nonzero(~inside & ~next_one))
         last = np.flatnonzero(inside & ~next_one)
         frame = form.frames(entries[last], kinds[last], number)
-        found = Entries(mm[last], page[last], kinds[last], frame, span[last], 1 << count, stray)
+        found = Entries(
+            *(mm[last], page[last], kinds[last], frame, entries[last], span[last]),
+            *(1 << count, stray),
+        )
         more = np.flatnonzero(inside & next_one)
         address = form.physical(entries[more]) + np.uint64(reader.space.direct_map)
         return found, PageTables(mm[more], page[more], address)

@@ -12,9 +12,11 @@ import numpy as np
 from anonvma_inspect.collect.folios import FolioReader
 from anonvma_inspect.collect.page_tables import Entries, PageTables, PageTableWalk, Spans
 from anonvma_inspect.collect.reader import Progress, Reader
+from anonvma_inspect.collect.swap_cache import SwapCache, find_swap_cache
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.folio import FolioEra, MappingKind, resolve_folio_era
 from anonvma_inspect.kernel.page_table import EntryKind, PageTableFormat, resolve_page_tables
+from anonvma_inspect.kernel.swap_cache import SLOT_BITS
 from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
@@ -25,6 +27,7 @@ from anonvma_inspect.tables import (
     PageCoverage,
     Pages,
     RowColumn,
+    Swapped,
     Tables,
     find_rows,
 )
@@ -95,28 +98,48 @@ def collect_pages(
     if isinstance(sources, str):
         return dataclasses.replace(tables, pages=_not_read(sources))
     reader = Reader(target, progress)
-    pages = _Pages(reader, tables, sources, sample).collect()
+    pages = _Pages(target, reader, tables, sources, sample).collect()
     return dataclasses.replace(tables, pages=pages, holes=reader.holes(tables.holes))
 
 
 def _not_read(reason: str) -> Pages:
     empty = Folios(*([_NO_WORDS] * len(dataclasses.fields(Folios))))  # type: ignore[arg-type]
     nothing = Mappings(*([_NO_ROWS] * len(dataclasses.fields(Mappings))))  # type: ignore[arg-type]
-    return Pages(reason, empty, nothing, PageCoverage(), False, 0, 0, 0, "page")
+    nowhere = np.zeros(0, dtype=bool)
+    swapped = Swapped(
+        *(reason, False, _NO_ROWS, _NO_WORDS, _NO_WORDS, _NO_WORDS),
+        *(nowhere, _NO_ROWS, nowhere, empty),
+    )
+    return Pages(reason, empty, nothing, swapped, PageCoverage(), False, 0, 0, 0, 0, "page")
 
 
-# Entries that map anonymous pages, with the folio's address in place of its row.
+# Entries for swap areas.
+@dataclass(frozen=True)
+class _Slots:
+    key: U64Column
+    vma: RowColumn
+    address: U64Column
+    area: U64Column
+    slot: U64Column
+    exclusive: BoolColumn
+
+
+# Entries that map anonymous pages, with the folio's address in place of its row, and those for swap
+# areas.
 @dataclass(frozen=True)
 class _Found:
     key: U64Column
     mappings: Mappings
     head: U64Column
+    slots: _Slots
     counts: Counter[str]
 
 
 class _Pages:
-    def __init__(self, reader: Reader, tables: Tables, sources: PageSources, sample: int) -> None:
-        self._reader, self._tables = reader, tables
+    def __init__(
+        self, target: Target, reader: Reader, tables: Tables, sources: PageSources, sample: int
+    ) -> None:
+        self._target, self._reader, self._tables = target, reader, tables
         self._form, self._era = sources.form, sources.era
         lazy = tables.era.tags.name == "lazy"
         self._folios = FolioReader(reader, sources.era, sources.vmemmap, lazy=lazy)
@@ -142,6 +165,9 @@ class _Pages:
         mappings = _join([each.mappings for each in found], find_rows(heads, head))
         for each in found:
             self._counts += each.counts
+        swapped = self._swapped(_join_slots([each.slots for each in found]))
+        self._counts["swap_cached"] = int(np.count_nonzero(swapped.folio != NO_ROW))
+        self._counts["swap_not_known"] = int(np.count_nonzero(~swapped.known))
         coverage = PageCoverage(
             page_tables=self._walk.read,
             page_tables_lost=self._walk.lost,
@@ -153,13 +179,49 @@ class _Pages:
             None,
             folios,
             mappings,
+            swapped,
             coverage,
             self._era.exclusive != 0,
             record.offset("mapping"),
             record.offset("index"),
+            self._era.flags["locked"],
             self._era.flags["locked"] | self._era.flags.get("writeback", 0),
             self._era.struct,
         )
+
+    # What the swap cache has for some slots.
+    def _swapped(self, slots: _Slots) -> Swapped:
+        found = find_swap_cache(self._target)
+        marks = self._form.x86 and self._era.exclusive != 0
+        count = len(slots.slot)
+        folio, known = np.full(count, NO_ROW, dtype=np.int64), np.zeros(count, dtype=bool)
+        folios = self._folios.read(_NO_WORDS)
+        if not isinstance(found, str):
+            era, variable = found
+            cache = SwapCache(self._reader, era, variable, self._era, self._folios)
+            key = slots.area << np.uint64(SLOT_BITS) | slots.slot
+            single = distinct(key)
+            area, slot = single >> np.uint64(SLOT_BITS), single & np.uint64((1 << SLOT_BITS) - 1)
+            self._reader.progress("swap slots", len(single))
+            cached = cache.look_up(area, slot)
+            folios = self._with_anon_vmas(cache.read(cached))
+            row = find_rows(single, key)
+            known = cached.known[row]
+            folio = find_rows(folios.address, cached.folio[row])
+            self._read_tails(folios)
+        return Swapped(
+            found if isinstance(found, str) else None,
+            marks,
+            *(slots.vma, slots.address, slots.area, slots.slot, slots.exclusive),
+            *(folio, known, folios),
+        )
+
+    # What leads from the further pages of large folios to these: `rmap` begins there.
+    def _read_tails(self, folios: Folios) -> None:
+        large = np.flatnonzero(folios.pages > 1)
+        for head, pages in zip(folios.address[large], folios.pages[large], strict=True):
+            step = np.arange(1, int(pages), dtype=np.uint64) * np.uint64(self._era.page.size)
+            self._reader.memory.gather(head + step, self._era.page.size)
 
     # Some mms, their VMAs in the order of their trees.
     def _chunk(self, mms: RowColumn, pgd: U64Column) -> list[_Found]:
@@ -228,7 +290,26 @@ class _Pages:
             present=present[anonymous],
             exclusive=exclusive[anonymous],
         )
-        return _Found(spans.key(entries.mm[rows], page), mappings, head[anonymous], counts)
+        slots = self._slots(entries, spans, vma)
+        return _Found(spans.key(entries.mm[rows], page), mappings, head[anonymous], slots, counts)
+
+    def _slots(self, entries: Entries, spans: Spans, vma: RowColumn) -> _Slots:
+        # A huge page has none as a whole.
+        swapped = entries.kind == EntryKind.SWAP
+        rows = np.flatnonzero(swapped) if entries.pages == 1 else _NO_ROWS
+        area, slot = self._form.swap_slots(entries.word[rows])
+        if self._sample > 1:
+            chosen = self._is_sampled(slot)
+            rows, area, slot = rows[chosen], area[chosen], slot[chosen]
+        page = entries.page[rows]
+        return _Slots(
+            key=spans.key(entries.mm[rows], page),
+            vma=vma[entries.span[rows]],
+            address=page << np.uint64(self._form.page_shift),
+            area=area,
+            slot=slot,
+            exclusive=self._form.swap_exclusive(entries.word[rows]),
+        )
 
     def _is_sampled(self, frame: U64Column) -> BoolColumn:
         block = frame >> np.uint64(self._form.index_bits)
@@ -261,7 +342,8 @@ _KINDS = {
 }
 _COUNTED = (
     *("mms", "mms_left_out", "vmas", "vmas_left_out", "pages", "anonymous"),
-    *("special", "swapped", "waiting", "markers", "absent", "unknown", "stray"),
+    *("special", "swapped", "swap_cached", "swap_not_known"),
+    *("waiting", "markers", "absent", "unknown", "stray"),
 )
 
 
@@ -280,7 +362,24 @@ def _in_order(parts: list[_Found]) -> _Found:
             for column in dataclasses.fields(Mappings)
         }
         head, mappings = head[order], Mappings(**columns)
-    return _Found(_NO_WORDS, mappings, head, counts)
+    slots = _join_slots([part.slots for part in parts])
+    if (slots.key[1:] < slots.key[:-1]).any():
+        order = np.argsort(slots.key, kind="stable")
+        slots = _Slots(*(getattr(slots, column.name)[order] for column in _SLOT_COLUMNS))
+    return _Found(_NO_WORDS, mappings, head, slots, counts)
+
+
+_SLOT_COLUMNS = dataclasses.fields(_Slots)
+_NO_SLOTS = _Slots(*(_NO_WORDS, _NO_ROWS, _NO_WORDS, _NO_WORDS, _NO_WORDS), np.zeros(0, dtype=bool))
+
+
+def _join_slots(parts: list[_Slots]) -> _Slots:
+    return _Slots(
+        *(
+            np.concatenate([getattr(part, column.name) for part in (_NO_SLOTS, *parts)])
+            for column in _SLOT_COLUMNS
+        )
+    )
 
 
 def _join(parts: list[Mappings], folio: RowColumn) -> Mappings:

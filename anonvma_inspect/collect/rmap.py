@@ -16,10 +16,12 @@ from anonvma_inspect.collect.folios import FolioReader
 from anonvma_inspect.collect.page_tables import LookUp, look_up
 from anonvma_inspect.collect.pages import PageSources, page_sources
 from anonvma_inspect.collect.reader import Progress, Reader
+from anonvma_inspect.collect.swap_cache import SwapCache, find_swap_cache
 from anonvma_inspect.errors import NotFoundError, TargetError
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.page_table import EntryKind
 from anonvma_inspect.kernel.slab import resolve_slab_era
+from anonvma_inspect.kernel.swap_cache import split_entry
 from anonvma_inspect.tables import NO_ROW, Folios, I64Column, RowColumn, Tables, find_rows
 from anonvma_inspect.target.memory import KERNEL_HALF, BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
@@ -29,7 +31,6 @@ __all__ = ("Rmap", "RmapWalk", "find_frame", "frame_at", "read_rmap")
 
 # Looked up at once; of more, only the page that was asked for is.
 _MOST_PAGES = 1 << 22
-_SWAP_TYPE_SHIFT = 58
 _NO_ROWS: I64Column = np.empty(0, dtype=np.int64)
 
 
@@ -70,6 +71,7 @@ class Rmap:
     :ivar struct: C name of what describes it.
     :ivar flags: Names of the flags that it has.
     :ivar items: Rows in :class:`~anonvma_inspect.tables.RmapItems`, of a folio of KSM's.
+    :ivar swap: Swap area of the page, and slot in it; ``None`` if it is not in the swap cache.
     """
 
     tables: Tables
@@ -80,6 +82,7 @@ class Rmap:
     flags: tuple[str, ...]
     items: RowColumn
     walk: RmapWalk
+    swap: tuple[int, int] | None = None
 
     @property
     def kind(self) -> MappingKind:
@@ -122,7 +125,7 @@ def find_frame(target: Target, number: int) -> int:
 
 
 def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
-    """The page frame that a VMA maps at an address.
+    """The page frame that a VMA maps at an address, or that the swap cache has for its entry.
 
     :param vma: Row in :class:`~anonvma_inspect.tables.Vmas`.
     :raises TargetError: if page tables cannot be read in this target.
@@ -136,11 +139,37 @@ def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
         return int(found.frame[0])
     what = _NOTHING.get(kind, "")
     if kind is EntryKind.SWAP:
-        area, slot = sources.form.swap_slots(found.entry)
-        what = f"it is in slot {int(slot[0])} of swap area {int(area[0])}"
+        cached = _cached_frame(target, reader, sources, found.entry)
+        if isinstance(cached, int):
+            return cached
+        what = cached
     if not found.known[0]:
         what = "its page tables are not in this target"
     raise NotFoundError(f"no page is mapped at {address:#x}: {what}")
+
+
+# The page frame that the swap cache has for an entry, or what there is instead.
+def _cached_frame(
+    target: Target, reader: Reader, sources: PageSources, entry: U64Column
+) -> int | str:
+    area, slot = sources.form.swap_slots(entry)
+    place = f"it is in slot {int(slot[0])} of swap area {int(area[0])}"
+    found = find_swap_cache(target)
+    if isinstance(found, str):
+        return f"{place}; whether the swap cache has it is not known: {found}"
+    folios = FolioReader(reader, sources.era, sources.vmemmap)
+    cache = SwapCache(reader, found[0], found[1], sources.era, folios)
+    cached = cache.look_up(area, slot)
+    if not cached.known[0]:
+        return f"{place}; whether the swap cache has it is not known: what stands there is no folio"
+    folio = cache.read(cached)
+    if not len(folio.address):
+        return (
+            f"{place}, and no folio in the swap cache: there is no reverse map to walk until it is "
+            "read again. Who may have it is in the trees of the VMA's anon_vmas: see chain and tree"
+        )
+    _, first = split_entry(folio.private)
+    return int(folio.pfn[0]) + int(slot[0] - first[0])
 
 
 _NOTHING = {
@@ -201,7 +230,17 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
         tuple(name for name, bit in sources.era.flags.items() if flags & bit),
         items,
         walk,
+        _swap_place(sources, folio, frame),
     )
+
+
+# Where a page of a folio in the swap cache is in swap.
+def _swap_place(sources: PageSources, folio: Folios, frame: int) -> tuple[int, int] | None:
+    flags, own = sources.era.flags, int(folio.flags[0])
+    if not own & flags.get("swapcache", 0) or not own & flags.get("swapbacked", 0):
+        return None
+    area, slot = split_entry(folio.private)
+    return int(area[0]), int(slot[0]) + frame - int(folio.pfn[0])
 
 
 # The VMAs in the tree whose keys overlap the folio's pages.
@@ -307,17 +346,14 @@ def _found(
     )
 
 
-# Which entries name the place in swap of some page frames of a folio in the swap cache. Folios keep
-# it as include/linux/swapops.h packs it: SWP_TYPE_SHIFT (v5.10, v7.3).
+# Which entries name the place in swap of some page frames of a folio in the swap cache.
 def _in_swap(sources: PageSources, folio: Folios, entries: LookUp, frame: U64Column) -> BoolColumn:
-    flags = sources.era.flags
-    cached = int(folio.flags[0]) & flags.get("swapcache", 0)
-    if not cached or not int(folio.flags[0]) & flags.get("swapbacked", 0):
+    place = _swap_place(sources, folio, int(folio.pfn[0]))
+    if place is None:
         return np.zeros(len(frame), dtype=bool)
     area, slot = sources.form.swap_slots(entries.entry)
-    own_area, own_slot = divmod(int(folio.private[0]), 1 << _SWAP_TYPE_SHIFT)
-    found: BoolColumn = (entries.kind == EntryKind.SWAP) & (area == np.uint64(own_area))
-    found &= slot == np.uint64(own_slot) + (frame - folio.pfn[0])
+    found: BoolColumn = (entries.kind == EntryKind.SWAP) & (area == np.uint64(place[0]))
+    found &= slot == np.uint64(place[1]) + (frame - folio.pfn[0])
     return found
 
 

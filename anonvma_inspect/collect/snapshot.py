@@ -16,6 +16,7 @@ from anonvma_inspect.collect.paths import file_paths
 from anonvma_inspect.collect.reader import Progress
 from anonvma_inspect.collect.slabs import LEAKS_WALK, SLABS_WALK
 from anonvma_inspect.collect.stacks import save_calls
+from anonvma_inspect.collect.swap_cache import SWAP_CACHE_WALK
 from anonvma_inspect.errors import UsageError
 from anonvma_inspect.tables import Tables
 from anonvma_inspect.target.memory import RecordingMemory
@@ -30,6 +31,7 @@ _TYPES = (
     "ANON_VMA_TREE_PARENT",
     "ANON_VMA_TREE_VMA",
     "ANON_VMA_UNFAULTED",
+    "address_space",
     "anon_vma",
     "anon_vma_chain",
     "clocksource",
@@ -67,9 +69,13 @@ _TYPES = (
     "slab_sheaf",
     "slub_percpu_sheaves",
     "stable_node",
+    "swap_cluster_info",
+    "swap_info_struct",
+    "swap_table",
     "task_struct",
     "vfsmount",
     "vm_area_struct",
+    "xa_node",
 )
 # Fields that no walk reads yet, but that tell who holds a lock and what a process was doing.
 _FIELDS = {
@@ -164,6 +170,8 @@ def save_snapshot(
             walks.append(LEAKS_WALK)
     if tables.pages is not None and tables.pages.not_read is None:
         walks.append(PAGES_WALK)
+        if tables.pages.swapped.not_read is None:
+            walks.append(SWAP_CACHE_WALK)
     functions: dict[str, list[int]] = {}
     locks = collect_locks(recorded, tables).locks
     if locks is not None and locks.missing is None:

@@ -72,8 +72,12 @@ class Steady:
                 moving |= take(of, rows, False)
         pages, before = self._now.pages, self._before.pages
         if pages is not None and before is not None:
-            folio = find_rows(pages.folios.address, group.address)
-            moving |= take(_changed(before.folios, pages.folios, _FOLIO_WORDS), folio, False)
+            for earlier, now in (
+                (before.folios, pages.folios),
+                (before.swapped.folios, pages.swapped.folios),
+            ):
+                folio = find_rows(now.address, group.address)
+                moving |= take(_changed(earlier, now, _FOLIO_WORDS), folio, False)
         return ~moving
 
     @cached_property

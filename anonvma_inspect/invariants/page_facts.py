@@ -5,6 +5,9 @@ anything, since what it said is left there when the last one unmaps it. And it r
 that the kernel keeps: a folio is given its anon_vma, its index and its mapcount before it is
 mapped, and loses none of them before it is unmapped, so that what is mapped is right at any moment
 (``folio_add_anon_rmap_ptes()``, ``folio_remove_rmap_ptes()`` and their callers).
+
+The exception are folios in the swap cache that entries of page tables name by their slot: what they
+say is what the next fault goes by.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.kernel.folio import MappingKind
+from anonvma_inspect.kernel.swap_cache import SLOT_BITS, split_entry
 from anonvma_inspect.kernel.tags import strip_lock_mark
 from anonvma_inspect.tables import NO_ROW, I64Column, Pages, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
@@ -166,14 +170,57 @@ class PageFacts:
         pins: I64Column = np.bincount(row[row != NO_ROW], minlength=count)
         return pins
 
+    @cached_property
+    def cached(self) -> RowColumn:
+        """Rows in swapped of those whose folio in the swap cache is anonymous and not KSM's, and
+        that nobody has locked.
+
+        Whoever maps such a folio, or changes to what it belongs, has its lock.
+        """
+        swapped = self.pages.swapped
+        folios = swapped.folios
+        fits = folios.kind == MappingKind.ANON
+        fits &= (folios.flags & np.uint64(self.pages.locked)) == 0
+        rows: RowColumn = np.flatnonzero(take(fits, swapped.folio, False))
+        return rows[self.vma_settled[swapped.vma[rows]]]
+
+    @cached_property
+    def owned(self) -> BoolColumn:
+        """Of :attr:`cached`, entries that are marked as those of a page of one process alone, and
+        look like that: nothing maps the folio, and no other entry names the slot.
+        """
+        swapped = self.pages.swapped
+        if not swapped.exclusive_known:
+            return np.zeros(len(self.cached), dtype=bool)
+        alone = swapped.folios.mapcount == 0
+        place = swapped.area << np.uint64(SLOT_BITS) | swapped.slot
+        _, inverse, times = np.unique(place, return_inverse=True, return_counts=True)
+        owned: BoolColumn = swapped.exclusive & (times[inverse] == 1)
+        owned = owned[self.cached] & alone[swapped.folio[self.cached]]
+        return owned
+
+    def slot_index(self, rows: RowColumn) -> U64Column:
+        """The key that the folios of some swap entries have for their pages."""
+        swapped = self.pages.swapped
+        folio = swapped.folio[rows]
+        _, first = split_entry(swapped.folios.private[folio])
+        index: U64Column = swapped.folios.index[folio] + (swapped.slot[rows] - first)
+        return index
+
+    def slot_key(self, rows: RowColumn) -> U64Column:
+        """The same as their VMAs have it."""
+        swapped = self.pages.swapped
+        return self._key(swapped.vma[rows], swapped.address[rows])
+
     def page_key(self, rows: RowColumn) -> U64Column:
         """The key of mapped pages in the trees of anon_vmas, as their VMAs have it."""
-        vmas, mappings = self._facts.tables.vmas, self.pages.mappings
+        mappings = self.pages.mappings
+        return self._key(mappings.vma[rows], mappings.address[rows])
+
+    def _key(self, vma: RowColumn, address: U64Column) -> U64Column:
+        vmas = self._facts.tables.vmas
         shift = np.uint64(self._facts.era.page_size.bit_length() - 1)
-        vma = mappings.vma[rows]
-        key: U64Column = vmas.key_first[vma] + (
-            (mappings.address[rows] - vmas.vm_start[vma]) >> shift
-        )
+        key: U64Column = vmas.key_first[vma] + ((address - vmas.vm_start[vma]) >> shift)
         return key
 
     def page_index(self, rows: RowColumn) -> U64Column:

@@ -349,6 +349,92 @@ def _check_ksm(facts: Facts, deep: PageFacts) -> Verdict:
     return Verdict(int(np.count_nonzero(judged)), [group])
 
 
+@_of_pages
+def _check_swap_cache(facts: Facts, deep: PageFacts) -> Verdict:
+    # * Of an entry that is marked as that of a page of one process, the folio in the swap cache has
+    #   an anon_vma of the VMA's chain, and the index that the VMA has there.
+    # * Any other entry's folio with the same root and index has an anon_vma of the VMA's chain:
+    #   with these, a fault maps it as it is. (With others it is copied, as after KSM.)
+    pages = deep.pages
+    swapped, vmas = pages.swapped, facts.tables.vmas
+    if swapped.not_read is not None:
+        if not pages.coverage.swapped:
+            return Verdict(0)
+        return Verdict(0, not_checked=f"the swap cache: {swapped.not_read}")
+    rows, owned = deep.cached, deep.owned
+    vma, folio = swapped.vma[rows], swapped.folio[rows]
+    anon_vma = swapped.folios.anon_vma[folio]
+    off = deep.slot_index(rows) - deep.slot_key(rows)
+    root, own = (
+        take(facts.root_row, anon_vma, NO_ROW),
+        take(facts.root_row, vmas.active[vma], NO_ROW),
+    )
+    as_it_is = (root != NO_ROW) & (root == own) & (off == 0)
+    strange = (owned | as_it_is) & ~facts.in_chain(vma, anon_vma)
+    bad = rows[strange]
+    pointer = swapped.folios.pointer[swapped.folio[bad]]
+    first, count = group_rows(bad, swapped.vma[bad], pointer)
+    groups = [
+        _of_cached(
+            deep,
+            "the anon_vma of a folio in the swap cache is not in the chain of the VMA it is for",
+            first,
+            count,
+            pages.mapping_offset,
+            always("an anon_vma of the VMA's chain"),
+            address_text(swapped.folios.pointer[swapped.folio[first]]),
+        )
+    ]
+    moved = owned & (off != 0)
+    bad = rows[moved]
+    first, count = group_rows(bad, swapped.vma[bad], off[moved])
+    index = swapped.folios.index[swapped.folio[first]]
+    groups.append(
+        _of_cached(
+            deep,
+            "the index of a folio in the swap cache is not that of the place it is for",
+            first,
+            count,
+            pages.index_offset,
+            address_text(index - (deep.slot_index(first) - deep.slot_key(first))),
+            address_text(index),
+        )
+    )
+    return Verdict(int(np.count_nonzero(owned | as_it_is)), groups)
+
+
+# Violations whose objects are folios in the swap cache, of the first entry of each group.
+def _of_cached(
+    deep: PageFacts,
+    message: str,
+    rows: RowColumn,
+    count: I64Column,
+    field: int,
+    expected: Text,
+    actual: Text,
+) -> Violations:
+    swapped = deep.pages.swapped
+    folio = swapped.folio[rows]
+    address = swapped.folios.address[folio]
+
+    def in_slot(index: int) -> str:
+        area, slot = int(swapped.area[rows[index]]), int(swapped.slot[rows[index]])
+        place = f"{actual(index)}, for slot {slot} of swap area {area}"
+        more = int(count[index]) - 1
+        return place + (f", and {more} more entries of the VMA" if more else "")
+
+    return Violations(
+        message,
+        deep.pages.struct,
+        address,
+        expected,
+        in_slot,
+        word=np.where(count == 1, address + np.uint64(field), np.uint64(0)),
+        vma=swapped.vma[rows],
+        anon_vma=swapped.folios.anon_vma[folio],
+    )
+
+
 _SOURCE = (
     "__folio_set_anon(), folio_move_anon_rmap(), __page_check_anon_rmap() and "
     "__folio_rmap_sanity_checks() in mm/rmap.c and include/linux/rmap.h (v5.10, v6.1, v6.12, v7.3)."
@@ -500,6 +586,39 @@ INVARIANTS = (
         eras="v4.13 and later. Only if the whole stable tree was read.",
         objects="folios",
         check=_check_ksm,
+    ),
+    Invariant(
+        code="AV711",
+        slug="swap-cache-folio",
+        severity=Severity.WARNING,
+        statement=(
+            "The folio that the swap cache has for a swapped page belongs where the page is mapped "
+            "next."
+        ),
+        why=(
+            "A folio that is swapped out keeps its anon_vma and index while it is in the swap "
+            "cache, and a fault maps it again as it is. Who moves the entry has to change the "
+            "folio. Looked at are entries that are marked as those of a page that belonged to one "
+            "process, and others whose folio has the root and index by which the kernel takes it "
+            "for the VMA's. An entry without the mark may lead to a folio of other places, for "
+            "KSM's pages are swapped like all others: then the fault makes a copy."
+        ),
+        consequence=(
+            "The fault maps a folio that the reverse map does not find there. With CONFIG_KSM a "
+            "small one is copied instead, and nothing is seen of it; a large one is not."
+        ),
+        lock="The folio's lock, and that of the page table.",
+        source=(
+            "do_swap_page() in mm/memory.c, ksm_might_need_to_copy() in mm/ksm.c, "
+            "try_to_unmap_one() in mm/rmap.c, move_swap_pte() in mm/userfaultfd.c (v6.1, v6.12, "
+            "v7.3), where c50f8e6053b0 (v6.14) mended it."
+        ),
+        eras=(
+            "Every era on x86-64; the mark since v5.19. A warning, for up to v6.12 a fault gives "
+            "the slot back a moment before it maps the page, and the slot may be taken meanwhile."
+        ),
+        objects="swap entries",
+        check=_check_swap_cache,
     ),
     Invariant(
         code="AV709",

@@ -22,6 +22,8 @@ _PAGE_BITS = 12
 # x86-64: _PAGE_BIT_PRESENT, _PSE, _PROTNONE (which is _GLOBAL) and _SPECIAL (which is _SOFTW1).
 _PRESENT, _PSE, _PROTNONE, _SPECIAL = (np.uint64(1 << bit) for bit in (0, 7, 8, 9))
 # __swp_type() and __swp_offset(): the type is in the five upper bits, the offset inverted.
+# Since v5.19, of an entry for a swap area: _PAGE_SWP_EXCLUSIVE, which is _PAGE_PWT.
+_SWAP_EXCLUSIVE = np.uint64(1 << 3)
 _TYPE_SHIFT, _OFFSET_UP, _OFFSET_DOWN = np.uint64(59), np.uint64(5), np.uint64(14)
 # arm64: PTE_VALID, the bit that tells a table or page from a block, and PTE_SPECIAL.
 _VALID, _TABLE, _ARM_SPECIAL = (np.uint64(1 << bit) for bit in (0, 1, 56))
@@ -146,6 +148,14 @@ class PageTableFormat:
     def swap_slots(self, entries: U64Column) -> tuple[U64Column, U64Column]:
         """Number of the swap area, and of the slot in it, of entries of kind SWAP."""
         return entries >> _TYPE_SHIFT, self._offset(entries)
+
+    @staticmethod
+    def swap_exclusive(entries: U64Column) -> NDArray[np.bool_]:
+        """Which entries of kind SWAP are marked as those of a page that belonged to one process, on
+        a kernel that marks them (``pte_swp_exclusive()``).
+        """
+        marked: NDArray[np.bool_] = (entries & _SWAP_EXCLUSIVE) != 0
+        return marked
 
     def physical(self, entries: U64Column) -> U64Column:
         """Physical address that entries of the kinds TABLE and PAGE lead to."""

@@ -39,7 +39,13 @@ def describe_coverage(pages: Pages) -> Iterator[str]:
             (coverage.vmas_left_out, "other VMA", "other VMAs"),
             (coverage.mms_left_out, "mm", "mms"),
             (coverage.special, "page that is not counted", "pages that are not counted"),
-            (coverage.swapped, "swapped page", "swapped pages"),
+            (
+                coverage.swapped - coverage.swap_cached,
+                "swapped page that the swap cache does not have",
+                "swapped pages that the swap cache does not have",
+            )
+            if pages.swapped.not_read is None and not coverage.swap_not_known
+            else (coverage.swapped, "swapped page", "swapped pages"),
             (coverage.waiting, "page in migration or poisoned", "pages in migration or poisoned"),
             # Which of the three, arm64 does not tell.
             (
@@ -52,6 +58,11 @@ def describe_coverage(pages: Pages) -> Iterator[str]:
         )
         if count
     ]
+    if coverage.swap_cached:
+        yield (
+            f"swap cache: {counted(len(pages.swapped.folios.address), 'folio')} for "
+            f"{counted(coverage.swap_cached, 'swapped page')}"
+        )
     if coverage.sample > 1:
         left.append(f"all but one in {coverage.sample:,} blocks of memory (--sample)")
     if left:

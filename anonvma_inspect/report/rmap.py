@@ -73,6 +73,9 @@ class RmapReport:
                     "target": hexadecimal(int(folio.pointer[0])),
                 },
             },
+            "swap": None
+            if rmap.swap is None
+            else dict(zip(("area", "slot"), rmap.swap, strict=True)),
             "anon_vma": self._anon_vma(),
             "rmap_items": len(rmap.items) if rmap.kind is MappingKind.KSM else None,
             "visited": walk.visited,
@@ -105,8 +108,13 @@ class RmapReport:
             ("index", f"{int(folio.index[0]):#x}"),
             ("mapping", self._mapping()),
         ]
+        if rmap.swap is not None:
+            rows.append(("swap cache", f"slot {rmap.swap[1]} of swap area {rmap.swap[0]}"))
         yield from table(rows)
         yield ""
+        if rmap.kind is MappingKind.NONE and rmap.swap is not None:
+            yield "read from swap, and mapped by nobody yet: whose it is only page tables tell"
+            return
         if rmap.kind in _NO_WALK:
             yield _NO_WALK[rmap.kind]
             return

@@ -43,6 +43,8 @@ SYMBOLS = (
     "page_offset_base",
     "root_stable_tree",
     "runqueues",
+    "swap_info",
+    "swapper_spaces",
     "vm_area_cachep",
     "vmemmap_base",
 )
