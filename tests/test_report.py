@@ -75,6 +75,7 @@ TARGET = {
     "tag_scheme_enabled": None,
     "tag_scheme_evidence": "vma->anon_vma is a pointer, which has no tags",
     "layouts": "btf",
+    "tag_scheme_certain": True,
     "symbols": "kallsyms",
 }
 COUNTS = {

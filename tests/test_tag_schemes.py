@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 from drgn import Object, Program
 
+import anonvma_inspect.target
 from anonvma_inspect.cli import options
 from anonvma_inspect.collect import collect, collect_tag_scheme
 from anonvma_inspect.collect.mm_store import MmStore
 from anonvma_inspect.collect.reader import Reader
 from anonvma_inspect.helpers import anon_vma as helpers
 from anonvma_inspect.in_flight import audit
+from anonvma_inspect.invariants.base import Severity, State
+from anonvma_inspect.invariants.facts import NOT_SURE
 from anonvma_inspect.kernel.tag_schemes import (
     SWITCHES,
     Declared,
@@ -77,7 +80,22 @@ def seen(**tags: Mapping[int, int]) -> SeenTags:
         # One is, and so is what is not the most of them.
         (WORD, seen(), None, ("unfaulted", False, 0, 0, 0)),
         (WORD, seen(lone={1: 1}), None, ("unfaulted", False, 1, 0, 0)),
-        (WORD, seen(lone={1: 2, 2: 2}), None, ("unfaulted", False, 1, 0, 0)),
+        (WORD, seen(lone={1: 2, 2: 2}), None, ("unfaulted", False, 0, 0, 0)),
+        # Nor is a bare majority: the others may be as right.
+        (WORD, seen(lone={1: 15, 2: 16}), None, ("unfaulted", False, 0, 0, 0)),
+        (WORD, seen(lone={1: 4, 2: 12}), None, ("unfaulted", True, 2, 0, 0)),
+        (WORD, seen(lone={1: 5, 2: 12}), None, ("unfaulted", False, 0, 0, 0)),
+        (WORD, seen(vmas={1: 16, 2: 15}), None, ("lazy", False, 0, 0, 0)),
+        (WORD, seen(vmas={1: 8}, lone={2: 4}), None, ("lazy", False, 0, 1, 0)),
+        # What has one of its tags and is wrong otherwise, is no other scheme's.
+        (WORD, seen(lone={1: 2}, lone_chained={1: 1}), None, ("unfaulted", True, 1, 0, 0)),
+        (WORD, seen(lone={1: 2}, lone_chained={2: 1}), None, ("unfaulted", False, 1, 0, 0)),
+        (WORD, seen(lone={1: 2}, lone_chained={1: 2}), None, ("unfaulted", False, 1, 0, 0)),
+        (WORD, seen(vmas={1: 2}, others={1: 1}), None, ("lazy", True, 0, 1, 0)),
+        (WORD, seen(vmas={1: 2}, others={4: 1}), None, ("lazy", False, 0, 1, 0)),
+        # The scheme is then known by name, but not what its tags are.
+        (TREE, seen(vmas={1: 16, 2: 15}), None, ("lazy", True, 0, 0, 0)),
+        (WORD, seen(lone={1: 15, 2: 16}), "unfaulted", ("unfaulted", True, 0, 0, 0)),
         (WORD, seen(lone_chained={1: 5}), None, ("unfaulted", False, 0, 0, 0)),
         (WORD, seen(vmas={1: 1}), None, ("lazy", False, 0, 1, 0)),
         # Pointers to anon_vmas alone may be pointers with a damaged bit.
@@ -130,6 +148,49 @@ def test_evidence_in_words() -> None:
     assert choose_scheme(POINTER, seen(), "lazy").evidence == (
         "vma->anon_vma is a pointer; no VMA has a tag: --scheme says so"
     )
+    # The user knows better, but is told.
+    against = seen(lone={1: 1}, vmas={1: 5}, anon_vmas={2: 3})
+    assert choose_scheme(WORD, against, "unfaulted").evidence.endswith(
+        ": --scheme says so, but most are not so"
+    )
+    assert choose_scheme(WORD, against, "lazy").evidence.endswith(": --scheme says so")
+
+
+@pytest.mark.parametrize(
+    ("declared", "tags", "strange"),
+    [
+        # What leads to an anon_vma is not the tag of what leads to a VMA.
+        (TREE, seen(anon_vmas={2: 9, 4: 1}), (4,)),
+        (TREE, seen(anon_vmas={2: 9, 4: 1, 1: 1}), (1, 4)),
+        (replace(TREE, tags={"vma": 1}), seen(vmas={1: 9, 4: 1}), (4,)),
+        # Some of its words may be right, or it is not sure which of the two is strange.
+        (TREE, seen(anon_vmas={2: 9, 4: 1}, vmas={4: 1}), ()),
+        (TREE, seen(anon_vmas={2: 9, 4: 1}, others={4: 1}), ()),
+        (TREE, seen(anon_vmas={2: 2, 4: 1}), ()),
+        (TREE, seen(anon_vmas={2: 2, 4: 2}), ()),
+    ],
+)
+def test_tags_that_are_none_of_the_schemes(
+    declared: Declared, tags: SeenTags, strange: tuple[int, ...]
+) -> None:
+    found = choose_scheme(declared, tags)
+    assert (found.name, found.certain, found.strange) == ("lazy", True, strange)
+
+
+@pytest.mark.parametrize(
+    ("tags", "name", "supported"),
+    [
+        (seen(lone={1: 1}), "unfaulted", True),
+        (seen(vmas={1: 1}), "lazy", True),
+        (seen(vmas={1: 16, 2: 15}), "lazy", True),
+        # Both are as likely as not.
+        (seen(anon_vmas={1: 9}), "unfaulted", False),
+        (seen(), "unfaulted", False),
+    ],
+)
+def test_a_guess_needs_some_support(tags: SeenTags, name: str, supported: bool) -> None:
+    found = choose_scheme(WORD, tags)
+    assert (found.name, found.certain, found.supported) == (name, False, supported)
 
 
 def test_names_agree_everywhere() -> None:
@@ -180,7 +241,22 @@ def test_understood() -> None:
     assert understood(vma=1, parent=2) == [True] * 4
     # Another tag may be the one that was not met.
     assert understood(vma=1) == [True, True, False, False]
+    lazy = TagScheme("lazy", "", vma=1, strange=(3,))
+    assert list(lazy.understood(tags)) == [True, True, False, True]
     assert understood(vma=1, parent=2, certain=False) == [True, False, False, False]
+
+
+def test_impossible() -> None:
+    """Whatever the values of tags are: a flag with a pointer, and a pointer's tag without."""
+    words = np.array([0, 2, 0x1000, 0x1002], dtype=np.uint64)
+
+    def impossible(name: str, certain: bool = True) -> list[bool]:
+        return list(TagScheme(name, "", certain=certain).impossible(*decode_anon_vma(words)))
+
+    assert impossible("unfaulted") == [False, False, False, True]
+    assert impossible("lazy") == [False, True, False, False]
+    assert not any(impossible("none"))
+    assert not any(impossible("lazy", certain=False))
 
 
 # ---- finding out
@@ -320,8 +396,7 @@ def test_flags_of_a_kernel_that_has_them(capture: Capture) -> None:
     assert flags > 2
     assert capture.tables.era.tags.certain
 
-    nameless: Mapping[str, int | None] = {"ANON_VMA_UNFAULTED": None}
-    layouts = Retyped(target.layouts, "unsigned long", nameless)
+    layouts = Retyped(target.layouts, "unsigned long", NAMELESS)
     tables = collect(replace(target, layouts=layouts))
     assert tables.era.tags.evidence == (
         f"vma->anon_vma is an unsigned long; of the words with tags, {flags} with 0x1 alone and an "
@@ -330,11 +405,140 @@ def test_flags_of_a_kernel_that_has_them(capture: Capture) -> None:
     assert (tables.era.tag_scheme, tables.era.tags.unfaulted) == ("unfaulted", 1)
     assert not list(audit(tables).findings())
 
-    pointer = Retyped(target.layouts, "struct anon_vma *", nameless, "pointer")
+    pointer = Retyped(target.layouts, "struct anon_vma *", NAMELESS, "pointer")
     plain = audit(collect(replace(target, layouts=pointer)))
     assert [finding.code for finding in plain.findings()] == ["AV601"] * flags
     forced = audit(collect(replace(target, layouts=pointer, scheme="unfaulted")))
     assert not list(forced.findings())
+
+
+NAMELESS: Mapping[str, int | None] = {
+    "ANON_VMA_UNFAULTED": None,
+    "ANON_VMA_TREE_VMA": None,
+    "ANON_VMA_TREE_PARENT": None,
+}
+# A capture of a kernel with each scheme, and how many of its words have a tag.
+OF_SCHEMES = {
+    "unfaulted": next(one for one in CAPTURES if one.name == "guards-7.3-unfaulted"),
+    "lazy": next(one for one in CAPTURES if one.name == "forktree-7.3-lazy"),
+}
+
+
+def rows_of(capture: Capture, kind: AnonVmaKind) -> list[int]:
+    vmas = capture.tables.vmas
+    kinds = capture.tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    return np.flatnonzero(kinds == kind).tolist()
+
+
+def nameless(capture: Capture, type_name: str, words: dict[int, int]) -> Tables:
+    """A kernel of which nothing but the type of the field is known, with some words changed."""
+    target = capture.target
+    layouts = Retyped(target.layouts, type_name, NAMELESS)
+    return collect(replace(target, layouts=layouts, memory=OverlayMemory(target.memory, words)))
+
+
+@pytest.mark.parametrize(
+    ("name", "forced", "message"),
+    [
+        ("lazy", "unfaulted", "the flag of an unfaulted VMA stands together with a pointer"),
+        ("unfaulted", "lazy", "the tag of a pointer stands without one"),
+    ],
+)
+def test_no_word_is_as_the_wrong_scheme_has_it(name: str, forced: str, message: str) -> None:
+    """Though nothing tells what values that scheme's tags would have."""
+    capture = OF_SCHEMES[name]
+    tagged = np.count_nonzero(capture.tables.vmas.anon_vma_tag)
+    assert tagged > 2
+    tables = collect(replace(capture.target, scheme=forced))
+    found = list(audit(tables).findings())
+    assert {(one.code, one.message) for one in found} == {("AV603", message)}
+    assert len(found) == tagged
+    assert tables.era.tags.evidence.endswith("--scheme says so, but most are not so")
+
+
+def test_flags_of_two_values_are_not_judged() -> None:
+    """Nearly as many of one as of the other: neither is sure to be the flag."""
+    capture = OF_SCHEMES["unfaulted"]
+    rows = rows_of(capture, AnonVmaKind.UNFAULTED)
+    words = {address_of_word(capture.tables, row): 2 for row in rows[: len(rows) // 2 + 1]}
+    tables = nameless(capture, "unsigned long", words)
+    result = audit(tables)
+    assert not result.findings_total
+    states = {one.invariant.code: (one.state, one.reason) for one in result.results}
+    assert states["AV603"] == (State.NOT_CHECKED, NOT_SURE)
+    # What no flag has anything to do with is judged, and no other scheme is said to be absent.
+    assert states["AV402"][0] is State.OK
+    assert states["AV605"] == (State.NOT_CHECKED, NOT_SURE)
+    # Nor are they if the scheme is named: its flag may be either.
+    forced = collect(
+        replace(
+            capture.target,
+            layouts=Retyped(capture.target.layouts, "unsigned long", NAMELESS),
+            memory=OverlayMemory(capture.target.memory, words),
+            scheme="unfaulted",
+        )
+    )
+    result = audit(forced)
+    assert not result.findings_total
+    (tag_word,) = (one for one in result.results if one.invariant.code == "AV603")
+    assert (tag_word.state, tag_word.reason) == (
+        State.NOT_CHECKED,
+        "the values of the scheme's tags are not known",
+    )
+
+
+def test_a_tag_that_leads_to_an_anon_vma_is_no_root_vmas() -> None:
+    """Of ANON_VMA_LAZY only one tag was met, and a plain pointer has a bit too many."""
+    capture = OF_SCHEMES["lazy"]
+    tables = capture.tables
+    words = {address_of_word(tables, row): 0 for row in rows_of(capture, AnonVmaKind.LAZY_VMA)}
+    row = rows_of(capture, AnonVmaKind.ANON_VMA)[5]
+    words[address_of_word(tables, row)] = int(tables.vmas.anon_vma[row]) | 4
+    made = nameless(capture, "anon_vma_tree_t", words)
+    assert (made.era.tags.vma, made.era.tags.parent, made.era.tags.strange) == (0, 2, (4,))
+    (found,) = (one for one in audit(made).findings() if one.severity is Severity.ERROR)
+    assert (found.code, found.word) == ("AV603", address_of_word(tables, row))
+
+
+def test_words_that_are_left_out_are_not_counted() -> None:
+    """A tag that may be a root VMA's, and leads to no object."""
+    capture = OF_SCHEMES["lazy"]
+    tables = capture.tables
+    words = {address_of_word(tables, row): 0 for row in rows_of(capture, AnonVmaKind.LAZY_VMA)}
+    row = rows_of(capture, AnonVmaKind.ANON_VMA)[5]
+    words[address_of_word(tables, row)] = 0xDEAD_0000 | 4
+    made = nameless(capture, "anon_vma_tree_t", words)
+    (tag_word,) = (one for one in audit(made).results if one.invariant.code == "AV603")
+    assert (tag_word.state, tag_word.objects) == (State.OK, len(made.vmas.address) - 1)
+
+
+def test_answer_that_is_not_sure(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It guesses only where something speaks for it, and says what to do."""
+    capture = OF_SCHEMES["lazy"]
+    tables = capture.tables
+    words = {address_of_word(tables, row): 0 for row in rows_of(capture, AnonVmaKind.LAZY_VMA)}
+    count = len(rows_of(capture, AnonVmaKind.LAZY_PARENT))
+    target = replace(
+        capture.target,
+        layouts=Retyped(capture.target.layouts, "unsigned long", NAMELESS),
+        memory=OverlayMemory(capture.target.memory, words),
+    )
+    monkeypatch.setattr(anonvma_inspect.target, "open_target", lambda options: target)
+    core = str(capture.core)
+    lines = cli("-c", core, "audit").out.splitlines()
+    assert lines[1] == (
+        "tags in vma->anon_vma: not sure (vma->anon_vma is an unsigned long; of the words with "
+        f"tags, {count} with 0x2 lead to anon_vmas: which is too little to be sure; --scheme "
+        "settles it)"
+    )
+    assert lines[-1].startswith("clean: ")
+    # The evidence stands there once; each rule says only that it is not sure.
+    assert sum("lead to anon_vmas" in line for line in lines) == 1
+    assert sum(line.endswith(NOT_SURE) for line in lines) == 9
+    facts = json.loads(cli("-c", core, "--format", "json", "audit").out)["target"]
+    assert facts["tag_scheme_certain"] is False
+    # A rule that is asked for by name and cannot be checked is incomplete.
+    assert cli("-c", core, "audit", "--only", "AV603").code == 4
 
 
 @pytest.mark.parametrize("slabs", [True, False], ids=["slabs", "content"])
@@ -431,6 +635,7 @@ def test_answers_say_what_was_found(cli: Cli, command: list[str]) -> None:
     assert facts["target"]["tag_scheme"] == "lazy"
     assert facts["target"]["tag_scheme_evidence"] in said
     assert facts["target"]["tag_scheme_enabled"] is None
+    assert facts["target"]["tag_scheme_certain"] is True
 
 
 def test_helpers_decode_what_the_words_of_all_vmas_tell(monkeypatch: pytest.MonkeyPatch) -> None:

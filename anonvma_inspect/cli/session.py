@@ -249,5 +249,7 @@ def target_facts(target: Target, tables: Tables) -> TargetFacts:
         layouts=target.layouts_source,
         symbols=target.symbols_source,
         tag_evidence=tables.era.tags.evidence,
+        tag_certain=tables.era.tags.certain,
+        tag_supported=tables.era.tags.supported,
         tag_enabled=tables.era.tags.enabled,
     )

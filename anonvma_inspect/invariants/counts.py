@@ -18,7 +18,7 @@ from anonvma_inspect.invariants.base import (
     count_text,
 )
 from anonvma_inspect.invariants.columns import take
-from anonvma_inspect.invariants.facts import Facts
+from anonvma_inspect.invariants.facts import NOT_SURE, Facts
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn
@@ -208,7 +208,8 @@ def _check_refcount_high(facts: Facts) -> Verdict:
     anon_vmas = facts.tables.anon_vmas
     judged = facts.believed & anon_vmas.family_whole
     if facts.believed.any() and not judged.any():
-        return Verdict(0, not_checked="no family of anon_vmas is known as a whole")
+        why = "no family of anon_vmas is known as a whole"
+        return Verdict(0, not_checked=why if facts.era.tags.certain else NOT_SURE)
     _, most = _references(facts)
     if facts.pages is not None:
         most = most + facts.pages.pins

@@ -37,8 +37,10 @@ from anonvma_inspect.tables import (
 )
 from anonvma_inspect.target.memory import BoolColumn, U64Column
 
-__all__ = ("TAG_BITS", "Facts")
+__all__ = ("NOT_SURE", "TAG_BITS", "Facts")
 
+#: Why rules that turn on tags in ``vma->anon_vma`` are not checked; every answer says more of it.
+NOT_SURE = "which scheme the tags in vma->anon_vma are of is not sure"
 #: Low bits that a pointer to a slab object never has.
 TAG_BITS = np.uint64(7)
 # include/linux/sched/coredump.h or mm_types.h, MMF_OOM_SKIP and MMF_UNSTABLE: set, in an mm that

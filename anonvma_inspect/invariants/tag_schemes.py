@@ -24,7 +24,7 @@ from anonvma_inspect.invariants.base import (
     count_text,
 )
 from anonvma_inspect.invariants.columns import take
-from anonvma_inspect.invariants.facts import TAG_BITS, Facts
+from anonvma_inspect.invariants.facts import NOT_SURE, TAG_BITS, Facts
 from anonvma_inspect.invariants.pages import NOT_ASKED
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.folio import MappingKind
@@ -34,15 +34,13 @@ from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)
 
-_NOT_SURE = "which scheme the tags are of is not sure: {}"
-
 
 # A check that is only done if what the tags mean is sure.
 def _if_certain(check: Check) -> Check:
     def checked(facts: Facts) -> Verdict:
         tags = facts.era.tags
         if not tags.certain:
-            return Verdict(0, not_checked=_NOT_SURE.format(tags.evidence))
+            return Verdict(0, not_checked=NOT_SURE)
         return check(facts)
 
     return checked
@@ -58,13 +56,25 @@ def _check_tag_word(facts: Facts) -> Verdict:
     # * The flag of an unfaulted VMA stands alone; a tag of ANON_VMA_LAZY's stands with a pointer.
     vmas, tags = facts.tables.vmas, facts.era.tags
     rows = facts.vmas_of_kind(AnonVmaKind.TAGGED)
-    rows = rows[tags.understood(vmas.anon_vma_tag[rows])]
     tag, pointer = vmas.anon_vma_tag[rows], vmas.anon_vma_pointer[rows]
-    flagged = (tag == np.uint64(tags.unfaulted)) & (tags.unfaulted != 0)
-    lone = (pointer == 0) & np.isin(tag, np.array([tags.vma, tags.parent], dtype=np.uint64))
+    impossible = tags.impossible(pointer, tag)
+    judged = impossible | tags.understood(tag)
+    left_out = len(rows) - int(np.count_nonzero(judged))
+    # Left out are tags whose values are not known, where they stand as those of the scheme do.
+    if left_out and left_out == np.count_nonzero(vmas.anon_vma_tag):
+        return Verdict(0, not_checked="the values of the scheme's tags are not known")
+    rows, tag, impossible = rows[judged], tag[judged], impossible[judged]
+    own = (tags.unfaulted,) if tags.name == "unfaulted" else (tags.vma, tags.parent)
+    # A value that is not known may be this one.
+    mistaken = impossible & (np.isin(tag, np.array(own, dtype=np.uint64)) | (not tags.whole))
+    flagged, lone = mistaken & (tags.name == "unfaulted"), mistaken & (tags.name == "lazy")
     groups = []
     for which, message, expected in (
-        (flagged, "the flag of an unfaulted VMA stands together with a pointer", "either of both"),
+        (
+            flagged,
+            "the flag of an unfaulted VMA stands together with a pointer",
+            "the flag alone, or a pointer without it",
+        ),
         (lone, "the tag of a pointer stands without one", "a pointer with this tag, or 0x0"),
     ):
         wrong = rows[which]
@@ -73,7 +83,7 @@ def _check_tag_word(facts: Facts) -> Verdict:
                 message, wrong, "anon_vma", always(expected), address_text(vmas.anon_vma[wrong])
             )
         )
-    unknown = rows[~flagged & ~lone]
+    unknown = rows[~mistaken]
     groups.append(
         facts.of_vmas(
             "vma->anon_vma has low bits set that mean nothing",
@@ -83,7 +93,7 @@ def _check_tag_word(facts: Facts) -> Verdict:
             address_text(vmas.anon_vma[unknown]),
         )
     )
-    return Verdict(len(vmas.address), groups)
+    return Verdict(len(vmas.address) - left_out, groups)
 
 
 def _check_no_chain(facts: Facts) -> Verdict:
@@ -320,7 +330,10 @@ def _has_tags(era: Era) -> str | None:
 
 
 def _is_lazy(era: Era) -> str | None:
-    return None if era.tags.name == "lazy" else "this kernel has no ANON_VMA_LAZY"
+    # Which scheme it is may not be sure.
+    if era.tags.name == "lazy" or not era.tags.certain:
+        return None
+    return "this kernel has no ANON_VMA_LAZY"
 
 
 def _counts_roots(era: Era) -> str | None:

@@ -125,8 +125,8 @@ def declared_scheme(layouts: Layouts) -> Declared:
 def choose_scheme(declared: Declared, seen: SeenTags, forced: str | None = None) -> TagScheme:
     """Decide how ``vma->anon_vma`` is encoded.
 
-    What declarations name, counts; where they name nothing, what most of the words with tags are,
-    if that is more than one. Values of tags are those of enumerators, else those that are seen.
+    What declarations name, counts; where they name nothing, what nearly all words with tags are, if
+    that is more than one. Values of tags are those of enumerators, else those that are seen.
 
     :param forced: What the user says it is; ``None``: find out.
     """
@@ -134,56 +134,108 @@ def choose_scheme(declared: Declared, seen: SeenTags, forced: str | None = None)
         return NO_TAGS
     if forced == "none":
         return TagScheme("none", f"--scheme says so; {declared.sentence}")
-    support = {"unfaulted": _lone_flag(seen)[1], "lazy": _lazy_support(seen)}
     schemes = declared.schemes
+    votes = {"unfaulted": _for_unfaulted(seen), "lazy": _for_lazy(seen)}
+    support = {scheme: found for scheme, (found, _) in votes.items()}
     if forced is not None:
         name, certain, why = forced, True, "--scheme says so"
     elif len(schemes) == 1:
         name, certain, why = schemes[0], True, "named so"
     else:
         name = max(schemes or ("unfaulted", "lazy"), key=lambda scheme: support[scheme])
-        certain = support[name] >= _SEVERAL and 2 * support[name] > seen.total
+        certain = support[name] >= _SEVERAL and _nearly_all(*votes[name])
         why = "most words with tags are so" if certain else "which is too little to be sure"
         if len(schemes) > 1:
             why = f"named are {' and '.join(schemes)}; {why}"
     tags = _learn(name, declared.tags, seen)
-    explained = _explained(tags, seen)
-    contrary = seen.total - explained - int(seen.others.sum())
-    if forced is None and certain and 2 * contrary > seen.total:
-        certain, why = False, f"{why}, but most are not so"
-    return replace(tags, evidence=f"{declared.sentence}; {seen.sentence}: {why}", certain=certain)
+    if certain and 2 * _contrary(tags, seen) > seen.total:
+        certain, why = forced is not None, f"{why}, but most are not so"
+    return replace(
+        tags,
+        evidence=f"{declared.sentence}; {seen.sentence}: {why}",
+        certain=certain,
+        strange=_strange(tags, declared.tags, seen),
+        supported=certain or name in schemes or support[name] > 0,
+    )
 
 
-# The most frequent flag without a pointer, and how many VMAs have it.
-def _lone_flag(seen: SeenTags) -> tuple[int, int]:
+# What is not is so little that it may be words that are damaged.
+def _nearly_all(count: int, total: int) -> bool:
+    return count > 0 and 4 * (total - count) <= total
+
+
+# The value that nearly all words of a kind have, but for one that is another tag's; 0: none has.
+def _likeliest(votes: NDArray[np.int64], taken: int = 0) -> int:
+    votes = _without(votes, taken)
+    tag = int(np.argmax(votes))
+    return tag if _nearly_all(int(votes[tag]), int(votes.sum())) else 0
+
+
+def _without(votes: NDArray[np.int64], taken: int) -> NDArray[np.int64]:
+    votes = votes.copy()
+    votes[taken] = 0
+    return votes
+
+
+# How many words with tags speak for a scheme, and out of how many. Words with its tags that are
+# wrong otherwise, and not most, speak neither for nor against it.
+def _for_unfaulted(seen: SeenTags) -> tuple[int, int]:
     tag = int(np.argmax(seen.lone))
-    return tag, int(seen.lone[tag])
+    found = int(seen.lone[tag])
+    return found, _rest(seen, found, int(seen.lone_chained[tag]))
 
 
 # Without a word that leads to a VMA, a pointer to an anon_vma may as well be damaged in one bit.
-def _lazy_support(seen: SeenTags) -> int:
-    vmas = int(seen.vmas.max())
-    return int((seen.vmas + seen.anon_vmas).sum()) if vmas >= _SEVERAL else vmas
+def _for_lazy(seen: SeenTags) -> tuple[int, int]:
+    vma = int(np.argmax(seen.vmas))
+    found, astray = int(seen.vmas[vma]), int(seen.others[vma])
+    if found >= _SEVERAL:
+        lent = _without(seen.anon_vmas, vma)
+        parent = int(np.argmax(lent))
+        found += int(lent[parent])
+        astray += int(seen.others[parent]) if parent != vma else 0
+    return found, _rest(seen, found, astray)
+
+
+def _rest(seen: SeenTags, found: int, neither: int) -> int:
+    return seen.total - (neither if neither < found else 0)
 
 
 # The scheme with the values of its tags.
 def _learn(name: str, declared: Mapping[str, int], seen: SeenTags) -> TagScheme:
     if name == "unfaulted":
-        return TagScheme(name, "", unfaulted=declared.get("unfaulted", _lone_flag(seen)[0]))
-
-    def likeliest(votes: NDArray[np.int64], taken: int) -> int:
-        votes = votes.copy()
-        votes[taken] = 0
-        return int(np.argmax(votes))
-
-    vma = declared.get("vma", 0)
-    vma = vma or likeliest(
-        np.where(seen.vmas >= seen.anon_vmas, seen.vmas, 0), declared.get("parent", 0)
-    )
-    parent = declared.get("parent", 0) or likeliest(seen.anon_vmas, vma)
+        return TagScheme(name, "", unfaulted=declared.get("unfaulted") or _likeliest(seen.lone))
+    to_vmas = np.where(seen.vmas >= seen.anon_vmas, seen.vmas, 0)
+    vma = declared.get("vma") or _likeliest(to_vmas, declared.get("parent", 0))
+    parent = declared.get("parent") or _likeliest(seen.anon_vmas, vma)
     return TagScheme(name, "", vma=vma, parent=parent)
 
 
-def _explained(tags: TagScheme, seen: SeenTags) -> int:
-    lone = int(seen.lone[tags.unfaulted]) if tags.unfaulted else 0
-    return lone + int(seen.vmas[tags.vma] + seen.anon_vmas[tags.parent])
+# How many words with tags are not as the scheme has them. Of a tag whose value is not known, any
+# may be; what leads nowhere says nothing.
+def _contrary(tags: TagScheme, seen: SeenTags) -> int:
+    def fitting(votes: NDArray[np.int64], value: int, taken: int = 0) -> int:
+        return int(votes[value] if value else _without(votes, taken).sum())
+
+    if tags.name == "unfaulted":
+        fit = fitting(seen.lone, tags.unfaulted)
+    else:
+        fit = fitting(seen.vmas, tags.vma, tags.parent)
+        fit += fitting(seen.anon_vmas, tags.parent, tags.vma)
+    return seen.total - fit - int(seen.others.sum())
+
+
+# Where one tag of ANON_VMA_LAZY's is not known, values that are not that one: all of their words
+# lead to what the other tag's words lead to, and are few beside those.
+def _strange(tags: TagScheme, declared: Mapping[str, int], seen: SeenTags) -> tuple[int, ...]:
+    if tags.name != "lazy" or bool(tags.vma) == bool(tags.parent):
+        return ()
+    known = "parent" if tags.parent else "vma"
+    own, other = (seen.anon_vmas, seen.vmas) if tags.parent else (seen.vmas, seen.anon_vmas)
+    value = tags.parent or tags.vma
+    sure = known in declared or (
+        int(own[value]) >= _SEVERAL and _nearly_all(int(own[value]), int(own.sum()))
+    )
+    alike = (own > 0) & (other == 0) & (seen.others == 0)
+    alike[value] = False
+    return tuple(np.flatnonzero(alike & sure).tolist())

@@ -74,6 +74,8 @@ class TagScheme:
     :ivar unfaulted: The low bits of an unfaulted VMA's word; 0 if they are not known.
     :ivar vma: Those of a word that leads to a root VMA, likewise.
     :ivar parent: Those of a word that leads to the parent's anon_vma, likewise.
+    :ivar strange: Values that are none of its tags', though not all of these are known.
+    :ivar supported: Whether a name or a word speaks for the scheme; what is certain is.
     :ivar enabled: Whether the kernel has it switched on; ``None`` if that cannot be told.
     """
 
@@ -83,6 +85,8 @@ class TagScheme:
     unfaulted: int = 0
     vma: int = 0
     parent: int = 0
+    strange: tuple[int, ...] = ()
+    supported: bool = True
     enabled: bool | None = None
 
     @property
@@ -101,9 +105,20 @@ class TagScheme:
         """
         if self.certain and self.whole:
             return np.ones(len(tag), dtype=bool)
-        values = self._values if self.certain else ()
+        values = (*self._values, *self.strange) if self.certain else ()
         known: BoolColumn = np.isin(tag, np.array([0, *values], dtype=np.uint64))
         return known
+
+    def impossible(self, pointer: U64Column, tag: U64Column) -> BoolColumn:
+        """Which words with tags are wrong whatever the values of tags are.
+
+        The flag of ANON_VMA_UNFAULTED never stands with a pointer, a tag of ANON_VMA_LAZY never
+        without.
+        """
+        if not self.certain or self.name == "none":
+            return np.zeros(len(tag), dtype=bool)
+        never: BoolColumn = (tag != 0) & ((pointer != 0) == (self.name == "unfaulted"))
+        return never
 
     def kind(self, pointer: int, tag: int) -> AnonVmaKind:
         """What a word that :func:`decode_anon_vma` has split is."""

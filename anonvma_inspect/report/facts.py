@@ -27,6 +27,8 @@ class TargetFacts:
     :ivar symbols: Where symbols come from, see
         :class:`~anonvma_inspect.target.symbols.Symbols`.
     :ivar tag_evidence: What says how ``vma->anon_vma`` is encoded.
+    :ivar tag_certain: Whether that is enough to judge tagged words by.
+    :ivar tag_supported: Whether anything speaks for this scheme, if it is not.
     :ivar tag_enabled: Whether the kernel has that switched on; ``None`` if that is not known.
     """
 
@@ -38,6 +40,8 @@ class TargetFacts:
     layouts: str
     symbols: str
     tag_evidence: str = NO_TAGS.evidence
+    tag_certain: bool = True
+    tag_supported: bool = True
     tag_enabled: bool | None = None
 
     def tag_lines(self) -> Iterator[str]:
@@ -45,7 +49,11 @@ class TargetFacts:
         if self.tag_evidence == NO_TAGS.evidence:
             return
         switch = {None: "", True: ", switched on", False: ", switched off"}[self.tag_enabled]
-        yield f"tags in vma->anon_vma: {self.tag_scheme}{switch} ({printable(self.tag_evidence)})"
+        scheme, evidence = f"{self.tag_scheme}{switch}", printable(self.tag_evidence)
+        if not self.tag_certain:
+            scheme = f"not sure, perhaps {scheme}" if self.tag_supported else "not sure"
+            evidence += "; --scheme settles it"
+        yield f"tags in vma->anon_vma: {scheme} ({evidence})"
 
     def document(self) -> Document:
         """As a part of a JSON answer."""
@@ -55,6 +63,7 @@ class TargetFacts:
             "architecture": escape(self.architecture.encode("utf-8", "surrogatepass")),
             "era": self.era,
             "tag_scheme": self.tag_scheme,
+            "tag_scheme_certain": self.tag_certain,
             "tag_scheme_enabled": self.tag_enabled,
             "tag_scheme_evidence": printable(self.tag_evidence),
             "layouts": self.layouts,
