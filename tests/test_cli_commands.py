@@ -18,6 +18,7 @@ import anonvma_inspect.target
 from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.invariants.catalogue import CATALOGUE, select
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.report.owners import Owners
 from anonvma_inspect.report.style import PLAIN
 from anonvma_inspect.tables import NO_ROW, ChainEnd, Tables
@@ -227,6 +228,30 @@ def test_pointers_to_something_else(cli: Cli) -> None:
         f"{within} is not a vm_area_struct that any of the {len(tables.vmas.address):,} VMAs read "
         "leads to"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "hint"),
+    [
+        ("lazy", AnonVmaKind.LAZY_VMA, r"it has none yet, but the root VMA 0x[0-9a-f]+"),
+        ("lazy", AnonVmaKind.LAZY_PARENT, r"it has its parent's, see tree 0x[0-9a-f]+"),
+        ("unfaulted", AnonVmaKind.UNFAULTED, "it has none yet"),
+    ],
+)
+def test_tree_of_a_vma_with_a_tag(cli: Cli, name: str, kind: AnonVmaKind, hint: str) -> None:
+    """The chain would tell no more; what is named can be asked for."""
+    capture = next(one for one in CAPTURES if one.name == f"vmaops-7.3-{name}")
+    vmas, core = capture.tables.vmas, str(capture.core)
+    kinds = capture.tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    vma = hexadecimal(vmas.address[kinds == kind][0])
+    sentence = cli.fails(2, "-c", core, "tree", vma)
+    assert re.fullmatch(
+        rf"{vma} is a vm_area_struct of PID \d+ \([\w-]+\), not an anon_vma: {hint}", sentence
+    )
+    named = re.search("(tree|root VMA) (0x[0-9a-f]+)$", sentence)
+    if named is not None:
+        command = "tree" if named[1] == "tree" else "chain"
+        assert cli("-c", core, command, named[2]).code == 0
 
 
 def test_tree_of_a_vma_without_anon_vma(cli: Cli) -> None:

@@ -57,6 +57,9 @@ from .small_tables import (
     MM_B,
     RB,
     ROOT,
+    VMA_A,
+    VMA_B,
+    VMA_F,
     flags,
     make_era,
     make_record,
@@ -72,10 +75,10 @@ TARGET = {
     "architecture": "x86_64",
     "era": "maple tree, num_children, rb_leftmost",
     "tag_scheme": "none",
+    "tag_scheme_certain": True,
     "tag_scheme_enabled": None,
     "tag_scheme_evidence": "vma->anon_vma is a pointer, which has no tags",
     "layouts": "btf",
-    "tag_scheme_certain": True,
     "symbols": "kallsyms",
 }
 COUNTS = {
@@ -533,11 +536,67 @@ def test_empty_chain_text() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("scheme", "pointer", "tag", "said", "lent"),
+    [
+        ("lazy", VMA_B, 1, f"{VMA_B | 1:#x} (lazy_vma), root VMA {VMA_B:#x}, itself", False),
+        ("lazy", VMA_A, 1, f"{VMA_A | 1:#x} (lazy_vma), root VMA {VMA_A:#x}", False),
+        ("lazy", VMA_F, 1, f"{VMA_F | 1:#x} (lazy_vma), root VMA {VMA_F:#x}, unmapped", False),
+        ("lazy", RB, 1, f"{RB | 1:#x} (lazy_vma), root VMA {RB:#x}", False),
+        (
+            "lazy",
+            ROOT,
+            2,
+            f"{ROOT | 2:#x} (lazy_parent), its parent's anon_vma {ROOT:#x}",
+            True,
+        ),
+        ("lazy", ROOT, 4, f"{ROOT | 4:#x} (tagged), low bits that mean nothing known", False),
+        ("unfaulted", 0, 1, "0x1 (unfaulted), no anon_vma yet", False),
+        ("none", ROOT, 1, f"{ROOT | 1:#x} (tagged), low bits that mean nothing known", False),
+    ],
+)
+def test_chain_of_a_vma_with_low_bits(
+    scheme: str, pointer: int, tag: int, said: str, lent: bool
+) -> None:
+    """The list of VMA_B, whose own entries are of LEAF and ROOT; VMA_F is in no mm's tree."""
+    values = {"unfaulted": {"unfaulted": 1}, "lazy": {"vma": 1, "parent": 2}, "none": {}}[scheme]
+    tables = replace(
+        make_tables(era=make_era(tags=TagScheme(scheme, "", **values))),  # type: ignore[arg-type]
+        "vmas",
+        anon_vma=words(0, 0, pointer | tag),
+        anon_vma_pointer=words(0, 0, pointer),
+        anon_vma_tag=words(0, 0, tag),
+        slot=numbers(0, NO_ROW, 2),
+    )
+    report = ChainReport(FACTS, tables, 2)
+    _, word, _, *entries = text_of(report).splitlines()
+    assert word == f"vma->anon_vma: {said}"
+    assert [line.endswith("  its parent's") for line in entries] == [False, lent]
+    assert not any(line.endswith("active") for line in entries)
+    document = json_of(report)
+    assert document["anon_vma"] == {
+        "raw": hex(pointer | tag),
+        "tag": hex(tag),
+        "kind": said.split("(")[1].split(")")[0],
+        "target": hex(pointer) if pointer else None,
+    }
+    assert [(entry["active"], entry["lent"]) for entry in document["avcs"]] == [
+        (False, False),
+        (False, lent),
+    ]
+
+
 def test_chain_json() -> None:
     assert json_of(ChainReport(FACTS, make_tables(), 2)) == {
         "schema": "anonvma-inspect/chain/1",
         "target": TARGET,
         "vma": "0xffff888000020200",
+        "anon_vma": {
+            "raw": "0xffff888000040080",
+            "tag": "0x0",
+            "kind": "anon_vma",
+            "target": "0xffff888000040080",
+        },
         "avcs": [
             {
                 "address": "0xffff888000030080",
@@ -545,6 +604,7 @@ def test_chain_json() -> None:
                 "root": "0xffff888000040000",
                 "parent": "0xffff888000040000",
                 "active": True,
+                "lent": False,
             },
             {
                 "address": "0xffff888000030040",
@@ -552,6 +612,7 @@ def test_chain_json() -> None:
                 "root": "0xffff888000040000",
                 "parent": "0xffff888000040000",
                 "active": False,
+                "lent": False,
             },
         ],
     }

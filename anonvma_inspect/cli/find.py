@@ -9,7 +9,9 @@ import numpy as np
 from anonvma_inspect.cli.parameters import parse_address, parse_pid, parse_pointer
 from anonvma_inspect.cli.session import Session
 from anonvma_inspect.errors import NotFoundError
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.report.objects import Process, process_of_mm
+from anonvma_inspect.report.vma_words import vma_word_kind
 from anonvma_inspect.report.words import counted, span
 from anonvma_inspect.tables import NO_ROW, Tables, find_rows
 from anonvma_inspect.target import Target
@@ -154,8 +156,8 @@ def _describe_pointer(tables: Tables, pointer: int, wanted: str) -> str:
         process = process_of_mm(tables, int(tables.vmas.mm[vma]))
         owner = f" of {process}" if process else ""
         return (
-            f"{pointer:#x} is a vm_area_struct{owner}, not {_article(wanted)}: see chain "
-            f"{pointer:#x}"
+            f"{pointer:#x} is a vm_area_struct{owner}, not {_article(wanted)}: "
+            f"{_where_to_look(tables, vma)}"
         )
     avc = _row_of(tables.avcs.address, pointer)
     if avc != NO_ROW:
@@ -171,6 +173,19 @@ def _describe_pointer(tables: Tables, pointer: int, wanted: str) -> str:
         return f"{pointer:#x} is not {_article(wanted)}: no object of the kernel's can lie there"
     met = counted(len(tables.vmas.address), "VMA")
     return f"{pointer:#x} is not {_article(wanted)} that any of the {met} read leads to"
+
+
+# Instead of the tree of an anon_vma that a VMA does not have.
+def _where_to_look(tables: Tables, vma: int) -> str:
+    kind = vma_word_kind(tables, vma)
+    target = int(tables.vmas.anon_vma_pointer[vma])
+    if kind is AnonVmaKind.LAZY_VMA:
+        return f"it has none yet, but the root VMA {target:#x}"
+    if kind is AnonVmaKind.LAZY_PARENT:
+        return f"it has its parent's, see tree {target:#x}"
+    if kind is AnonVmaKind.UNFAULTED:
+        return "it has none yet"
+    return f"see chain {int(tables.vmas.address[vma]):#x}"
 
 
 def _article(struct: str) -> str:

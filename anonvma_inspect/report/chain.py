@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.objects import describe_vma, word_at
 from anonvma_inspect.report.style import Style
+from anonvma_inspect.report.vma_words import describe_vma_word, vma_word, vma_word_kind
 from anonvma_inspect.report.words import counted, hex_or_null, hexadecimal, table
 from anonvma_inspect.tables import Tables
 
@@ -37,6 +39,7 @@ class ChainReport:
             "schema": SCHEMA,
             "target": self.facts.document(),
             "vma": hexadecimal(int(self.tables.vmas.address[self.vma])),
+            "anon_vma": vma_word(self.tables, self.vma),
             "avcs": [self._entry(avc) for avc in self._avcs()],
         }
 
@@ -46,8 +49,11 @@ class ChainReport:
         yield style.strong(
             f"{describe_vma(self.tables, self.vma)}: {counted(len(avcs), 'AVC')} in its chain"
         )
+        if (word := describe_vma_word(self.tables, self.vma)) is not None:
+            yield word
         if not avcs:
             return
+        marks = {"active": style.good("active"), "lent": style.good("its parent's")}
         rows = []
         for avc in avcs:
             entry = self._entry(avc)
@@ -60,7 +66,7 @@ class ChainReport:
                     "itself"
                     if entry["parent"] == entry["anon_vma"]
                     else str(entry["parent"] or "-"),
-                    style.good("active") if entry["active"] else "",
+                    next((said for key, said in marks.items() if entry[key]), ""),
                 )
             )
         yield from table(rows, ("AVC", "ANON_VMA", "ROOT", "PARENT", ""))
@@ -75,7 +81,8 @@ class ChainReport:
         tables = self.tables
         pointer = int(tables.avcs.anon_vma[avc])
         anon_vma = int(tables.avcs.anon_vma_row[avc])
-        is_plain = int(tables.vmas.anon_vma_tag[self.vma]) == 0
+        named = pointer == int(tables.vmas.anon_vma_pointer[self.vma])
+        kind = vma_word_kind(tables, self.vma)
         return {
             "address": hexadecimal(int(tables.avcs.address[avc])),
             "anon_vma": hexadecimal(pointer),
@@ -85,5 +92,6 @@ class ChainReport:
                 if tables.era.has_parent
                 else None
             ),
-            "active": is_plain and pointer == int(tables.vmas.anon_vma_pointer[self.vma]),
+            "active": named and kind is AnonVmaKind.ANON_VMA,
+            "lent": named and kind is AnonVmaKind.LAZY_PARENT,
         }

@@ -10,9 +10,9 @@ from anonvma_inspect.report.escape import escape
 from anonvma_inspect.report.facts import Document, TargetFacts
 from anonvma_inspect.report.objects import Process
 from anonvma_inspect.report.style import Style
+from anonvma_inspect.report.vma_words import vma_word, vma_word_kind
 from anonvma_inspect.report.words import (
     counted,
-    hex_or_null,
     hexadecimal,
     permissions,
     span,
@@ -74,8 +74,6 @@ class VmaReport:
                 "anon_vma": None,
                 "chain_length": None,
             }
-        tag = int(vmas.anon_vma_tag[row])
-        target = int(vmas.anon_vma_pointer[row]) or None
         return {
             "address": hexadecimal(int(vmas.address[row])),
             "start": hexadecimal(int(vmas.vm_start[row])),
@@ -83,12 +81,7 @@ class VmaReport:
             "flags": hexadecimal(int(vmas.vm_flags[row])),
             "pgoff": hexadecimal(int(vmas.vm_pgoff[row])),
             "file": self._name(row),
-            "anon_vma": {
-                "raw": hexadecimal(int(vmas.anon_vma[row])),
-                "tag": hexadecimal(tag),
-                "kind": self.tables.era.tags.kind(target or 0, tag).word,
-                "target": hex_or_null(target),
-            },
+            "anon_vma": vma_word(self.tables, row),
             "chain_length": int(vmas.chain_length[row]),
         }
 
@@ -99,9 +92,8 @@ class VmaReport:
             where = span(int(slots.first[slot]), int(slots.last[slot]) + 1)
             address = hexadecimal(int(slots.pointer[slot]))
             return where, "?", "?", address, style.warn("unreadable"), "?", ""
-        tag = int(vmas.anon_vma_tag[row])
         pointer = int(vmas.anon_vma_pointer[row])
-        kind = self.tables.era.tags.kind(pointer, tag)
+        kind = vma_word_kind(self.tables, row)
         if kind is AnonVmaKind.NONE:
             anon_vma = "-"
         elif kind is AnonVmaKind.ANON_VMA:
