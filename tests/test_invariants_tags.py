@@ -229,13 +229,9 @@ def tag_without_a_pointer(model: Model) -> list[Expected]:
 @case
 def unfaulted_vma_with_a_chain(model: Model) -> list[Expected]:
     vma = piece(unfaulted(model), 5)
-    anon_vma = own(vma)
     vma.anon_vma = UNFAULTED.unfaulted
-    used = anon_vma.num_active_vmas
-    return [
-        ("AV402", anon_vma, str(used - 1), str(used)),
-        ("AV604", vma, "an anon_vma of its chain", "0x1"),
-    ]
+    # The word contradicts its own VMA: it is not said of the anon_vma that it counts one too many.
+    return [("AV604", vma, "an anon_vma of its chain", "0x1")]
 
 
 @case
@@ -264,7 +260,8 @@ def root_vma_of_another_mm(model: Model) -> list[Expected]:
     vma = lazy_mm(lazy(model)).vmas[1]
     other = piece(model, 12)
     vma.anon_vma = other.address | LAZY.vma
-    # What the word was is not known, so that no root VMA has a reference too many.
+    # What the word was is not known, so that no root VMA has a reference too many; nor has the
+    # other one a reference too few, which no word of this mm gave it.
     return [
         (
             "AV605",
@@ -272,7 +269,6 @@ def root_vma_of_another_mm(model: Model) -> list[Expected]:
             f"a VMA of mm {vma.vm_mm:#x}",
             f"a VMA of mm {other.vm_mm:#x}",
         ),
-        ("AV608", other, "at least 2", "1"),
     ]
 
 

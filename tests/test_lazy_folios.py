@@ -99,6 +99,30 @@ def test_folio_that_names_another_vma() -> None:
     assert (finding.expected, finding.actual) == (hex(own), hex(other))
 
 
+def test_folio_of_another_vma_that_names_a_vma() -> None:
+    """Which one it may be is not settled; but it must be one."""
+    tables = deep_tables(CAPTURE)
+    vma, change = make_lazy(tables)
+    folios = pages_of(tables).folios
+    plain = next(
+        row
+        for row in np.flatnonzero(tables.vmas.active != NO_ROW).tolist()
+        if row != vma and (folios.kind[mapped_in(tables, row)] == MappingKind.ANON).any()
+    )
+    mapped = mapped_in(tables, plain)
+    folio = int(mapped[folios.kind[mapped] == MappingKind.ANON][0])
+    word = word_of(tables, folio)
+    for named, codes in (
+        (int(tables.vmas.address[vma]), set()),
+        (int(tables.vmas.address[vma]) + 8, {"AV609"}),
+        (int(tables.anon_vmas.address[0]), {"AV609"}),
+    ):
+        found = list(audit_with({**change, word: named | _LAZY_MAPPING}).findings())
+        assert {one.code for one in found} == codes
+        assert {one.word for one in found} <= {word}
+        assert {(one.expected, one.actual) for one in found} <= {("a VMA", hex(named))}
+
+
 def test_without_page_tables_it_is_not_checked() -> None:
     _, change = make_lazy(deep_tables(CAPTURE))
     target = replace(

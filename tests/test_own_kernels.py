@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from anonvma_inspect.collect import collect_audit
+from anonvma_inspect.collect import collect, collect_audit
 from anonvma_inspect.in_flight import audit
-from anonvma_inspect.invariants.base import State
+from anonvma_inspect.invariants.base import Finding, State
 from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW
+from anonvma_inspect.target.memory import OverlayMemory
 
 from .captures import CAPTURES, FIXTURES, Capture, few_or_all
 
@@ -175,6 +176,62 @@ def test_a_word_that_is_lost_leaves_a_reference(capture: Capture) -> None:
         (finding,) = made.findings()
         assert (finding.code, finding.object_address) == ("AV610", root)
         assert int(finding.actual) == int(finding.expected) + 1
+
+
+LAZY = next(one for one in OWN if one.name == "vmaops-7.3-lazy")
+
+
+def findings_with(capture: Capture, row: int, word: int) -> list[Finding]:
+    """What is found where ``vma->anon_vma`` of one VMA is something else."""
+    memory = OverlayMemory(capture.target.memory, {word_of(capture, row): word})
+    return list(audit(collect(dataclasses.replace(capture.target, memory=memory))).findings())
+
+
+def word_of(capture: Capture, row: int) -> int:
+    """Address of ``vma->anon_vma``."""
+    tables = capture.tables
+    return int(tables.vmas.address[row]) + tables.era.vma.offset("anon_vma")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bit", "codes"),
+    [
+        # Low bits that mean nothing.
+        (AnonVmaKind.LAZY_PARENT, 4, {"AV603"}),
+        (AnonVmaKind.LAZY_PARENT, 1, {"AV603"}),
+        (AnonVmaKind.LAZY_VMA, 4, {"AV105", "AV603"}),
+        (AnonVmaKind.ANON_VMA, 4, {"AV603"}),
+        # A root VMA's tag on a pointer to an anon_vma.
+        (AnonVmaKind.ANON_VMA, 1, {"AV604"}),
+    ],
+)
+def test_only_the_wrong_word_is_blamed(kind: AnonVmaKind, bit: int, codes: set[str]) -> None:
+    """What the word was is not known: no count is wrong for it, nor who shares the anon_vma."""
+    rows = np.flatnonzero((kinds(LAZY) == kind) & mapped(LAZY))
+    for row in rows[:: len(rows) // few_or_all(7, 1)].tolist():
+        found = findings_with(LAZY, row, int(LAZY.tables.vmas.anon_vma[row]) ^ bit)
+        assert {one.code for one in found} == codes
+        assert {one.word for one in found} == {word_of(LAZY, row)}
+
+
+def test_a_tag_without_pointer_is_not_called_null() -> None:
+    (row, *_) = np.flatnonzero(kinds(LAZY) == AnonVmaKind.LAZY_PARENT).tolist()
+    found = {one.code: one for one in findings_with(LAZY, row, 2)}
+    assert found["AV105"].message == "vma->anon_vma has no pointer, but its chain is not empty"
+    assert found["AV105"].actual == "0x2"
+    assert "AV603" in found
+
+
+def test_a_foreign_word_is_not_held_against_the_vma_that_it_leads_to() -> None:
+    """Which has no reference for it, and may have another root VMA."""
+    vmas = LAZY.tables.vmas
+    rows = np.flatnonzero((kinds(LAZY) == AnonVmaKind.LAZY_VMA) & mapped(LAZY))
+    (first, *_) = rows.tolist()
+    foreign = rows[vmas.vm_mm[rows] != vmas.vm_mm[first]]
+    own = vmas.anon_vma_pointer[foreign] == vmas.address[foreign]
+    for other in (int(foreign[own][0]), int(foreign[~own][0])):
+        (found,) = findings_with(LAZY, first, int(vmas.address[other]) | 1)
+        assert (found.code, found.object_address) == ("AV605", int(vmas.address[first]))
 
 
 @pytest.mark.parametrize(

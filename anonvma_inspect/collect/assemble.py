@@ -308,13 +308,12 @@ def _vma_table(met: Met, era: Era, order: RowColumn, mm_rank: RowColumn, slots: 
     )
 
 
-# A tag that the scheme explains makes the word something else than the VMA's own anon_vma; of tags
-# that may mean anything, nothing is known.
+# A tag that the scheme explains makes the word something else than the VMA's own anon_vma; of
+# others it is not known what it was.
 def _active(met: Met, era: Era, pointer: U64Column, tag: U64Column) -> RowColumn:
     active = met.anon_vmas.find(pointer)
     if era.tags.name != "none":
-        explained = era.tags.kinds(pointer, tag) != AnonVmaKind.TAGGED
-        active[(tag != 0) & (explained | ~era.tags.understood(tag))] = NO_ROW
+        active[tag != 0] = NO_ROW
     return active
 
 

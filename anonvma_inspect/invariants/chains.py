@@ -288,7 +288,8 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     wild = judged & ~is_null & facts.wild(pointer, active, record)
     has_entry = marked(count, links.vma[facts.link_owned])
 
-    null = judged & is_null & has_entry
+    bare = judged & is_null & has_entry
+    null, flagged = bare & (vmas.anon_vma == 0), bare & (vmas.anon_vma != 0)
     # A list that both words of the head say is empty.
     head = vmas.chain_head
     empty = (vmas.chain_next == head) & (vmas.chain_prev == head)
@@ -304,6 +305,7 @@ def _check_active_in_chain(facts: Facts) -> Verdict:
     groups = []
     for which, message, no_entry in (
         (null, "vma->anon_vma is NULL, but its chain is not empty", False),
+        (flagged, "vma->anon_vma has no pointer, but its chain is not empty", False),
         (idle, "vma->anon_vma is set, but its chain is empty", True),
         (wild, "vma->anon_vma cannot be the address of an anon_vma", False),
         (missing, "vma->anon_vma is not in the VMA's chain", False),

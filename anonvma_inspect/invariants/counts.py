@@ -63,8 +63,9 @@ def _active(facts: Facts) -> tuple[I64Column, I64Column]:
     fits = facts.link_anon_vma == active[links.vma]
     fits |= facts.link_tree == active[links.vma]
     settled |= marked(len(active), links.vma[fits])
-    # One that has something else instead never had any of it.
-    settled |= facts.explained
+    # One that has something else instead never had any of it. (Unless that leaves no room for a
+    # chain: AV604.)
+    settled |= facts.explained & ~facts.chain_denied
     # Nothing is known of a chain that is not known as a whole.
     settled |= ~facts.chain_whole & (active != NO_ROW)
     least = _count(active[settled], count)
@@ -330,7 +331,7 @@ INVARIANTS = (
         eras="v2.6.39 and later.",
         schemes=(
             "In force. Under ANON_VMA_LAZY each VMA that has its parent's anon_vma holds a "
-            "reference more. (Of VMAs, the references that root VMAs have are not counted.)"
+            "reference more. (References to root VMAs are AV608's.)"
         ),
         objects="anon_vmas",
         check=_check_refcount_low,

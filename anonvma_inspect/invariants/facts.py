@@ -212,19 +212,28 @@ class Facts:
         return marked(len(self.tables.vmas.address), lent)
 
     @cached_property
+    def chain_denied(self) -> BoolColumn:
+        """VMAs that have a chain, and a word that says that they have none."""
+        denied = self.vmas_of_kind(AnonVmaKind.UNFAULTED, AnonVmaKind.LAZY_VMA)
+        vmas = self.tables.vmas
+        return marked(len(vmas.address), denied[vmas.chain_length[denied] > 0])
+
+    @cached_property
     def lent_references(self) -> tuple[I64Column, I64Column]:
         """How many VMAs have each anon_vma from their parent (ANON_VMA_LAZY), and so a reference.
 
         :return: At least, and at most. A copy of a VMA that is being made has the word, but no
-            reference yet.
+            reference yet; one with low bits that mean nothing may have had it.
         """
         count = len(self.tables.anon_vmas.address)
         vmas = self.vmas_of_kind(AnonVmaKind.LAZY_PARENT)
         target = self.lent_by(vmas)
         lasting = target[self.at_rest[vmas] & (target != NO_ROW)] if len(vmas) else target
+        strayed = self.lent_by(self.vmas_of_kind(AnonVmaKind.TAGGED))
+        known = np.concatenate([target, strayed])
         return (
             np.bincount(lasting, minlength=count),
-            np.bincount(target[target != NO_ROW], minlength=count),
+            np.bincount(known[known != NO_ROW], minlength=count),
         )
 
     def lent_by(self, vmas: RowColumn) -> RowColumn:
@@ -237,17 +246,24 @@ class Facts:
         words = self.tables.vmas.anon_vma_pointer[vmas]
         return find_rows(self.tables.vmas.address, words)
 
+    def of_one_mm(self, vmas: RowColumn, others: RowColumn) -> BoolColumn:
+        """Which VMAs say that they are of the same mm as others; NO_ROW among these: not."""
+        says = self.tables.vmas.vm_mm
+        same: BoolColumn = (others != NO_ROW) & (take(says, others, 0) == says[vmas])
+        return same
+
     @cached_property
     def root_references(self) -> tuple[I64Column, I64Column]:
         """How many references each VMA has as root VMA, and for being mapped (ANON_VMA_LAZY).
 
-        :return: At least, and at most, as for :attr:`lent_references`.
+        :return: At least, and at most, as for :attr:`lent_references`. A word that leads to a VMA
+            of another mm (AV605) needs none: it may hold what should have been another's.
         """
         vmas, slots = self.tables.vmas, self.tables.slots
         count = len(vmas.address)
         lazy = self.vmas_of_kind(AnonVmaKind.LAZY_VMA)
         root = self.root_vma_of(lazy)
-        lasting = root[self.at_rest[lazy] & (root != NO_ROW)]
+        lasting = root[self.at_rest[lazy] & self.of_one_mm(lazy, root)]
         return (
             np.bincount(lasting, minlength=count) + self.at_rest,
             np.bincount(root[root != NO_ROW], minlength=count) + marked(count, slots.vma),

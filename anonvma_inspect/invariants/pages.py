@@ -443,6 +443,10 @@ _WHERE = (
     "Every era. Looked at are the pages that present entries of page tables map in private VMAs, "
     "but those of devices and of huge pages set aside, and not KSM's."
 )
+_OF_ANON_VMAS = (
+    "In force, of folios that name an anon_vma; under ANON_VMA_LAZY AV609 tells of those that name "
+    "a VMA."
+)
 _LOCK = "The lock of the page table; the folio's lock, where pages move between anon_vmas."
 
 INVARIANTS = (
@@ -463,6 +467,7 @@ INVARIANTS = (
         lock=_LOCK,
         source=_SOURCE,
         eras=_WHERE + " Since v6.18 the kernel has a check of its own for it.",
+        schemes=_OF_ANON_VMAS,
         objects="folios",
         check=_check_anon_vma,
     ),
@@ -484,6 +489,7 @@ INVARIANTS = (
         lock=_LOCK,
         source=_SOURCE + " vma_merge(), copy_vma(), dup_anon_vma() in mm/vma.c.",
         eras=_WHERE,
+        schemes=_OF_ANON_VMAS,
         objects="mappings",
         check=_check_chain,
     ),

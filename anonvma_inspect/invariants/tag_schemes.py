@@ -29,7 +29,14 @@ from anonvma_inspect.invariants.pages import NOT_ASKED
 from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.tags import AnonVmaKind
-from anonvma_inspect.tables import NO_ROW, I64Column, PointerState, RowColumn, marked
+from anonvma_inspect.tables import (
+    NO_ROW,
+    I64Column,
+    PointerState,
+    RowColumn,
+    find_rows,
+    marked,
+)
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("INVARIANTS",)
@@ -54,13 +61,13 @@ def _at_rest(facts: Facts, *kinds: AnonVmaKind) -> RowColumn:
 def _check_tag_word(facts: Facts) -> Verdict:
     # * Low bits of vma->anon_vma are a tag of the scheme's.
     # * The flag of an unfaulted VMA stands alone; a tag of ANON_VMA_LAZY's stands with a pointer.
+    # Left out are tags whose values are not known, where they stand as those of the scheme do.
     vmas, tags = facts.tables.vmas, facts.era.tags
     rows = facts.vmas_of_kind(AnonVmaKind.TAGGED)
     tag, pointer = vmas.anon_vma_tag[rows], vmas.anon_vma_pointer[rows]
     impossible = tags.impossible(pointer, tag)
     judged = impossible | tags.understood(tag)
     left_out = len(rows) - int(np.count_nonzero(judged))
-    # Left out are tags whose values are not known, where they stand as those of the scheme do.
     if left_out and left_out == np.count_nonzero(vmas.anon_vma_tag):
         return Verdict(0, not_checked="the values of the scheme's tags are not known")
     rows, tag, impossible = rows[judged], tag[judged], impossible[judged]
@@ -129,7 +136,7 @@ def _check_root_vma(facts: Facts) -> Verdict:
     state = tables.pointer_state(vmas.anon_vma_pointer[rows], root, facts.era.vma.size)
     lost = rows[(state != PointerState.OBJECT) & (state != PointerState.HOLE)]
     rows, root = rows[root != NO_ROW], root[root != NO_ROW]
-    foreign = vmas.vm_mm[root] != vmas.vm_mm[rows]
+    foreign = ~facts.of_one_mm(rows, root)
     strangers, owner = rows[foreign], root[foreign]
     odd = np.isin(facts.vma_kind[root], (AnonVmaKind.LAZY_PARENT, AnonVmaKind.UNFAULTED))
     odd_roots = np.unique(root[odd & ~foreign])
@@ -169,8 +176,9 @@ def _mm_text(facts: Facts, vmas: RowColumn) -> Callable[[int], str]:
 def _check_root_of_root(facts: Facts) -> Verdict:
     # * A root VMA that has a root VMA has itself.
     vmas = facts.tables.vmas
-    root = facts.root_vma_of(_at_rest(facts, AnonVmaKind.LAZY_VMA))
-    root = np.unique(root[root != NO_ROW])
+    rows = _at_rest(facts, AnonVmaKind.LAZY_VMA)
+    root = facts.root_vma_of(rows)
+    root = np.unique(root[facts.of_one_mm(rows, root)])
     lazy = root[facts.vma_kind[root] == AnonVmaKind.LAZY_VMA]
     wrong = lazy[vmas.anon_vma_pointer[lazy] != vmas.address[lazy]]
     return Verdict(
@@ -255,33 +263,47 @@ def _strayed_words(facts: Facts) -> I64Column:
 
 def _check_folios(facts: Facts) -> Verdict:
     # * What is mapped in a VMA with a root VMA and names a VMA, names that one.
+    # * What is mapped in another VMA and names a VMA, names one that is known; if all are.
     pages = facts.tables.pages
     if pages is None or pages.not_read is not None:
         return Verdict(0, not_checked=NOT_ASKED if pages is None else pages.not_read)
     deep, vmas = facts.pages, facts.tables.vmas
     assert deep is not None
     mappings, folios = pages.mappings, pages.folios
-    lazy = marked(len(vmas.address), facts.vmas_of_kind(AnonVmaKind.LAZY_VMA)) & deep.vma_at_rest
-    rows = np.flatnonzero(mappings.present & lazy[mappings.vma])
+    lazy = marked(len(vmas.address), facts.vmas_of_kind(AnonVmaKind.LAZY_VMA))
+    judged = deep.vma_at_rest
+    if facts.tables.pids or not facts.tables.complete:
+        judged = judged & lazy
+    rows = np.flatnonzero(mappings.present & judged[mappings.vma])
     rows = rows[folios.kind[mappings.folio[rows]] == MappingKind.OTHER]
     vma, folio = mappings.vma[rows], mappings.folio[rows]
-    wrong = folios.pointer[folio] != vmas.anon_vma_pointer[vma]
-    vma, folio = vma[wrong], folio[wrong]
-    address = folios.address[folio]
-    return Verdict(
-        len(rows),
-        [
+    named, is_lazy = folios.pointer[folio], lazy[vma]
+    groups = []
+    for message, wrong, expected in (
+        (
+            "a folio that is mapped in a lazy VMA names another root VMA",
+            is_lazy & (named != vmas.anon_vma_pointer[vma]),
+            None,
+        ),
+        (
+            "a mapped folio names as a VMA what is no VMA that is known",
+            ~is_lazy & (find_rows(vmas.address, named) == NO_ROW),
+            always("a VMA"),
+        ),
+    ):
+        address = folios.address[folio[wrong]]
+        groups.append(
             Violations(
-                "a folio that is mapped in a lazy VMA names another root VMA",
+                message,
                 pages.struct,
                 address,
-                address_text(vmas.anon_vma_pointer[vma]),
-                address_text(folios.pointer[folio]),
+                expected or address_text(vmas.anon_vma_pointer[vma[wrong]]),
+                address_text(named[wrong]),
                 word=address + np.uint64(pages.mapping_offset),
-                vma=vma,
+                vma=vma[wrong],
             )
-        ],
-    )
+        )
+    return Verdict(len(rows), groups)
 
 
 def _check_lent(facts: Facts) -> Verdict:
@@ -510,12 +532,17 @@ INVARIANTS = (
         code="AV609",
         slug="lazy-folio",
         severity=Severity.WARNING,
-        statement="A mapped folio that names a VMA names the root VMA of the VMA that maps it.",
+        statement=(
+            "A folio that is mapped in a VMA with a root VMA, and names a VMA, names that one; "
+            "elsewhere one that is known."
+        ),
         why=(
             "The mapping of a folio that was faulted in a lazy VMA is the root VMA, with the "
             "second bit set alone. All VMAs that can map it before it is shared by a fork are "
-            "parts of what that one was. A warning, because of the proposal only the part that is "
-            "about VMAs was at hand."
+            "parts of what that one was. What becomes of that word when the VMA is upgraded or "
+            "shared by a fork, the posted part of the proposal does not say; of folios that other "
+            "VMAs map, it is only asked that there is such a VMA, and only if all VMAs are known. "
+            "A warning, because of the proposal only the part that is about VMAs was at hand."
         ),
         consequence=(
             "Who looks for the folio's mappings goes by the wrong VMA: it is neither reclaimed nor "
