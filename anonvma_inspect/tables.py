@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -834,6 +834,9 @@ class Pages:
     busy: int
     #: C name of the struct.
     struct: str
+    #: Rows in :class:`Vmas` of those with entries of which it is not told whether a page of
+    #: anonymous memory belongs to them, each once.
+    vmas_unclear: RowColumn = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True)

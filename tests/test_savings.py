@@ -16,9 +16,18 @@ from anonvma_inspect.analysis.save_sharing import save_sharing
 from anonvma_inspect.analysis.save_unfaulted import save_unfaulted
 from anonvma_inspect.analysis.saving import Saving
 from anonvma_inspect.analysis.savings import find_savings
-from anonvma_inspect.collect import collect, collect_pages
+from anonvma_inspect.collect import collect, collect_audit, collect_pages
 from anonvma_inspect.kernel.vm_flags import VM_DONTCOPY
-from anonvma_inspect.tables import NO_ROW, Folios, Mappings, PageCoverage, Pages, Swapped, Tables
+from anonvma_inspect.tables import (
+    NO_ROW,
+    Folios,
+    Mappings,
+    PageCoverage,
+    Pages,
+    RowColumn,
+    Swapped,
+    Tables,
+)
 from anonvma_inspect.target.memory import BoolColumn
 
 from .captures import CAPTURES, SOME, Capture
@@ -246,22 +255,41 @@ def test_what_ksm_holds_stays() -> None:
     assert (saving.anon_vmas, saving.figures["held_by_ksm"]) == (0, 1)
 
 
-def with_pages(tables: Tables, populated: BoolColumn, **coverage: int) -> Tables:
-    """Page tables in which some VMAs map a folio each, and the others none."""
-    vma = np.flatnonzero(populated)
-    count = len(vma)
+def with_pages(
+    tables: Tables,
+    populated: BoolColumn,
+    *,
+    swapped: int | None = None,
+    unclear: int | None = None,
+    **coverage: int,
+) -> Tables:
+    """Page tables in which some VMAs map a folio each, and the others none.
 
-    def columns(table: type[Any], **given: Any) -> Any:
+    :param swapped: Row of a VMA with an entry of a page that is swapped out.
+    :param unclear: Likewise with one that does not tell what it is.
+    """
+    vma = np.flatnonzero(populated)
+
+    def columns(table: type[Any], count: int = len(vma), **given: Any) -> Any:
         zeros = {each.name: np.zeros(count, dtype=np.int64) for each in fields(table)}
         return table(**{**zeros, **given})
+
+    def rows(row: int | None) -> RowColumn:
+        return np.array([] if row is None else [row], dtype=np.int64)
 
     return replace(
         tables,
         pages=Pages(
             not_read=None,
-            folios=columns(Folios, anon_vma=tables.vmas.active[vma], kind=np.ones(count)),
-            mappings=columns(Mappings, vma=vma, folio=np.arange(count)),
-            swapped=columns(Swapped, not_read=None, exclusive_known=False, folios=columns(Folios)),
+            folios=columns(Folios, anon_vma=tables.vmas.active[vma], kind=np.ones(len(vma))),
+            mappings=columns(Mappings, vma=vma, folio=np.arange(len(vma))),
+            swapped=columns(
+                *(Swapped, len(rows(swapped))),
+                not_read=None,
+                exclusive_known=False,
+                vma=rows(swapped),
+                folios=columns(Folios, 0),
+            ),
             coverage=PageCoverage(**coverage),
             exclusive_known=False,
             mapping_offset=0,
@@ -269,6 +297,7 @@ def with_pages(tables: Tables, populated: BoolColumn, **coverage: int) -> Tables
             locked=0,
             busy=0,
             struct="page",
+            vmas_unclear=rows(unclear),
         ),
     )
 
@@ -390,17 +419,100 @@ def test_guards_of_files_and_flags_of_vmas() -> None:
         vma.vm_flags |= guard
     tables = model.finish().tables()
     populated = tables.vmas.address == np.uint64(filled.address)
-    tables = with_pages(tables, populated, swapped=3)
+    tables = with_pages(tables, populated)
     saving = save_unfaulted(tables, find_families(tables))
     assert saving.figures == {
         "already_saved": 1,
         "guarded_with_anon_vma": 1,
         "families": 2,
+        "families_not_told": 0,
         "anon_vmas_of_files": 2,
         "collapse_refused": 1,
-        "swapped_out": 3,
     }
     assert predicted(saving) == {"vmas": 0, "avcs": 2, "anon_vmas": 2}
+    # A page of one of them is swapped out; or there is an entry that may be of one.
+    row = int(np.flatnonzero(tables.vmas.address == np.uint64(huge.address))[0])
+    for entry, not_told in (("swapped", 0), ("unclear", 1)):
+        tables = with_pages(tables, populated, **{entry: row})
+        saving = save_unfaulted(tables, find_families(tables))
+        figures = saving.figures
+        assert (figures["families"], figures["families_not_told"]) == (1, not_told)
+        assert (saving.anon_vmas, figures["collapse_refused"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, 1),
+        # MADV_NOHUGEPAGE, and userfaultfd's write protection.
+        ({"vm_flags": 0x40000000}, 0),
+        ({"vm_flags": 0x1000}, 0),
+        # From the second huge page of the file on, or from its fourth page on.
+        ({"vm_pgoff": 0x200}, 1),
+        ({"vm_pgoff": 3}, 0),
+        # Between two places where one could begin, a page too little.
+        ({"vm_start": 0x401000, "vm_pgoff": 1}, 0),
+        # Pages of 16 KiB: huge ones have 32 MiB, those of 64 KiB have 512.
+        ({"page_size": 1 << 14}, 0),
+        ({"page_size": 1 << 14, "vm_start": 32 << 20, "vm_end": 64 << 20}, 1),
+        ({"page_size": 1 << 16, "vm_start": 32 << 20, "vm_end": 64 << 20}, 0),
+        ({"page_size": 1 << 16, "vm_start": 512 << 20, "vm_end": 1024 << 20}, 1),
+    ],
+)
+def test_where_a_huge_page_fits(change: dict[str, int], refused: int) -> None:
+    """retract_page_tables(), mm/khugepaged.c, and MADV_NOHUGEPAGE."""
+    model = Model()
+    vma = model.map(model.mm("a"), 0x400, 0x200, file=0xFFFF888000001000)
+    model.fault(vma)
+    tables = model.finish().tables()
+    era = replace(tables.era, page_size=change.get("page_size", 4096))
+    columns = {"vm_pgoff": 0, **change}
+    columns.pop("page_size", None)
+    columns["vm_flags"] = int(tables.vmas.vm_flags[0]) | change.get("vm_flags", 0)
+    words: dict[str, Any] = {
+        name: np.array([word], dtype=np.uint64) for name, word in columns.items()
+    }
+    tables = replace(tables, era=era, vmas=replace(tables.vmas, **words))
+    tables = with_pages(tables, np.zeros(1, dtype=bool))
+    saving = save_unfaulted(tables, find_families(tables))
+    assert (saving.figures["families"], saving.figures["collapse_refused"]) == (1, refused)
+
+
+SWAP = [capture for capture in CAPTURES if capture.name.startswith("deep-swap-")]
+
+
+@pytest.mark.parametrize("capture", SWAP, ids=lambda capture: capture.name)
+def test_what_is_swapped_out_has_pages(capture: Capture) -> None:
+    """By the guest's word, these mappings have nothing but pages in swap."""
+    tables = collect_pages(capture.target, capture.tables)
+    saving = save_unfaulted(tables, find_families(tables))
+    assert saving.not_known is None
+    assert saving.anon_vmas_gone is not None
+    events = [each for each in capture.manifest["word"]["log"] if each["event"] == "out"]
+    alone = [each for each in events if each["what"] in ("gone", "second")]
+    assert [each["pages"] - each["swapped"] for each in alone] == [0, 0]
+    assert tables.pages is not None
+    for each in alone:
+        row = vma_of(tables, each["pid"], int(each["base"], 16))
+        assert row not in tables.pages.mappings.vma
+        assert not saving.anon_vmas_gone[tables.vmas.active[row]]
+
+
+def test_unfaulted_of_one_process() -> None:
+    """Whether others map pages in its families, their page tables tell, which are not read."""
+    capture = next(capture for capture in CAPTURES if capture.name == "guards-7.3-plain")
+    whole = collect_pages(capture.target, capture.tables)
+    pid = next(
+        each["pid"]
+        for each in capture.manifest["word"]["log"]
+        if each["event"] == "case" and each["name"] == "forked"
+    )
+    tables = collect_audit(capture.target, [pid], deep=1)
+    figures = save_unfaulted(tables, find_families(tables)).figures
+    assert figures["families_not_told"] > 0
+    everything = save_unfaulted(whole, find_families(whole)).figures
+    assert everything["families_not_told"] == 0
+    assert everything["families"] > figures["families"]
 
 
 # --- merging -------------------------------------------------------------------------------------

@@ -12,14 +12,12 @@ import numpy as np
 from anonvma_inspect.analysis.families import Families
 from anonvma_inspect.analysis.saving import Saving, saving_of
 from anonvma_inspect.kernel.tags import AnonVmaKind
-from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS, guard_flag
+from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS, VM_NOT_HUGE, guard_flag
 from anonvma_inspect.tables import NO_ROW, Tables, marked
 from anonvma_inspect.target.memory import BoolColumn
 
 __all__ = ("save_unfaulted",)
 
-# retract_page_tables() (mm/khugepaged.c) passes over mappings of files that have an anon_vma.
-_HUGE = 2 << 20
 _NOT_READ = "--pages"
 
 
@@ -42,26 +40,31 @@ def save_unfaulted(tables: Tables, families: Families) -> Saving:
         not_known = "some page tables are missing"
     if pages is not None and not_known is None:
         populated = marked(len(vmas.address), pages.mappings.vma)
+        populated |= marked(len(vmas.address), pages.swapped.vma)
         # Of these, nothing is known: they may have pages.
-        populated |= (vmas.vm_flags & VM_NOT_ANONYMOUS) != 0
-        populated |= ~np.append(tables.mms.walked & tables.mms.listed, False)[vmas.mm]
+        unclear = marked(len(vmas.address), pages.vmas_unclear)
+        unclear |= (vmas.vm_flags & VM_NOT_ANONYMOUS) != 0
+        unclear |= ~np.append(tables.mms.walked & tables.mms.listed, False)[vmas.mm]
+
+        def have(vma: BoolColumn) -> BoolColumn:
+            return marked(len(families.root), families.member_family[vma[families.member_vma]])
+
         # A family without a page is there for nothing: what its first VMA got, forks copied.
-        filled = marked(len(families.root), families.member_family[populated[families.member_vma]])
-        empty = ~filled & (families.vmas > 0)
+        empty = ~have(populated) & (families.vmas > 0)
+        not_told = empty & have(unclear)
+        empty &= ~not_told
         of = families.anon_vma_family
         gone = np.append(empty, False)[of]
         of_file = marked(
             len(families.root), families.member_family[vmas.vm_file[families.member_vma] != 0]
         )
-        huge = -(-vmas.vm_start // np.uint64(_HUGE)) * np.uint64(_HUGE)
-        room = (huge >= vmas.vm_start) & (huge + np.uint64(_HUGE) <= vmas.vm_end)
-        refused = faulted & (vmas.vm_file != 0) & room
+        refused = faulted & _fits_huge_page(tables)
         refused &= np.append(empty, False)[families.vma_family]
         figures |= {
             "families": int(np.count_nonzero(empty)),
+            "families_not_told": int(np.count_nonzero(not_told)),
             "anon_vmas_of_files": int(np.count_nonzero(gone & np.append(of_file, False)[of])),
             "collapse_refused": int(np.count_nonzero(refused)),
-            "swapped_out": pages.coverage.swapped,
         }
     return saving_of(
         tables,
@@ -78,7 +81,23 @@ def save_unfaulted(tables: Tables, families: Families) -> Saving:
         cannot_tell=(
             "anon_vmas whose pages were freed or unmapped again (less is saved)",
             "guard regions in VMAs that have pages as well: they need their anon_vma",
-            "whose the pages are that are swapped out (if there are some: less is saved)",
+            "whether huge pages are collapsed in these files at all: the type of the file, the "
+            "kernel's configuration, sysfs, prctl() and guards in the range have a say as well",
         ),
         not_known=None if not_known is None else f"not known without page data ({not_known})",
     )
+
+
+# VMAs of files in which a huge page could stand, were it not for an anon_vma: it fits between their
+# ends, and begins at the same place in the file as in memory (retract_page_tables(),
+# mm/khugepaged.c, v6.1, v6.12, v7.3; those with an anon_vma it passes over first of all).
+def _fits_huge_page(tables: Tables) -> BoolColumn:
+    vmas, page = tables.vmas, np.uint64(tables.era.page_size)
+    # HPAGE_PMD_NR: a page of entries of eight bytes each.
+    count = page // np.uint64(8)
+    huge = page * count
+    first = -(-vmas.vm_start // huge) * huge
+    fits: BoolColumn = (first >= vmas.vm_start) & (first + huge <= vmas.vm_end)
+    fits &= (vmas.vm_start // page - vmas.vm_pgoff) % count == 0
+    fits &= (vmas.vm_file != 0) & ((vmas.vm_flags & VM_NOT_HUGE) == 0)
+    return fits

@@ -146,6 +146,7 @@ class _Pages:
         self._sample = sample
         self._counts: Counter[str] = Counter()
         self._walk = PageTableWalk(reader, sources.form)
+        self._unclear = np.zeros(len(tables.vmas.address), dtype=bool)
 
     def collect(self) -> Pages:
         mms = self._tables.mms
@@ -187,6 +188,7 @@ class _Pages:
             self._era.flags["locked"],
             self._era.flags["locked"] | self._era.flags.get("writeback", 0),
             self._era.struct,
+            np.flatnonzero(self._unclear),
         )
 
     # What the swap cache has for some slots.
@@ -265,6 +267,8 @@ class _Pages:
     def _look_at(self, entries: Entries, spans: Spans, vma: RowColumn) -> _Found:
         kind = entries.kind
         counts = Counter({"stray": entries.stray})
+        # Threads that mark the same VMA write the same.
+        self._unclear[vma[entries.span[np.isin(kind, _UNCLEAR)]]] = True
         for name, kinds in _KINDS.items():
             counts[name] = int(np.count_nonzero(np.isin(kind, kinds)))
         rows = np.flatnonzero((kind == EntryKind.PAGE) | (kind == EntryKind.FRAME))
@@ -340,6 +344,8 @@ _KINDS = {
     "absent": [EntryKind.ABSENT],
     "unknown": [EntryKind.OTHER],
 }
+# What waits may wait for a page of another kind, and what is absent be a guard's marker.
+_UNCLEAR = [EntryKind.FRAME, EntryKind.ABSENT, EntryKind.OTHER]
 _COUNTED = (
     *("mms", "mms_left_out", "vmas", "vmas_left_out", "pages", "anonymous"),
     *("special", "swapped", "swap_cached", "swap_not_known"),

@@ -6,7 +6,14 @@ import numpy as np
 
 from anonvma_inspect.kernel.era import Era
 
-__all__ = ("VM_DONTCOPY", "VM_NOT_ANONYMOUS", "VM_SOFTDIRTY", "VM_WIPEONFORK", "guard_flag")
+__all__ = (
+    "VM_DONTCOPY",
+    "VM_NOT_ANONYMOUS",
+    "VM_NOT_HUGE",
+    "VM_SOFTDIRTY",
+    "VM_WIPEONFORK",
+    "guard_flag",
+)
 
 #: MADV_DONTFORK: a child does not get it.
 VM_DONTCOPY = np.uint64(0x20000)
@@ -15,6 +22,10 @@ VM_WIPEONFORK = np.uint64(0x2000000)
 #: VM_SHARED, VM_PFNMAP, VM_IO, VM_HUGETLB, VM_MIXEDMAP: what such a VMA maps is not anonymous, or
 #: not counted page by page.
 VM_NOT_ANONYMOUS = np.uint64(0x8 | 0x400 | 0x4000 | 0x400000 | 0x10000000)
+#: VM_NOHUGEPAGE, VM_UFFD_WP, VM_IO, VM_DONTEXPAND, VM_PFNMAP, VM_MIXEDMAP, VM_HUGETLB: such a VMA
+#: gets no huge page of a file's, or not by collapse (``retract_page_tables()``,
+#: ``hugepage_vma_check()``, since v6.6 ``thp_vma_allowable_order()``; v6.1, v6.12, v7.3).
+VM_NOT_HUGE = np.uint64(0x40000000 | 0x1000 | 0x4000 | 0x40000 | 0x400 | 0x10000000 | 0x400000)
 #: Does not keep VMAs from being merged.
 VM_SOFTDIRTY = np.uint64(0x8000000)
 
