@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,11 +27,12 @@ class Row:
     start: Cost
     plain: Cost | None
     gathers: float
+    deep: Cost | None
 
     def cells(self) -> list[object]:
         ratio = "" if self.plain is None else f"{self.plain.seconds / self.audit.seconds:.1f}"
         plain = "" if self.plain is None else f"{self.plain.seconds:.2f}"
-        return [
+        cells: list[object] = [
             Path(self.core).name,
             f"{self.vmas:,}",
             f"{self.avcs:,}",
@@ -42,6 +44,16 @@ class Row:
             f"{(self.audit.seconds - self.start.seconds) / self.gathers:.1f}",
             f"{self.audit.private / max(self.avcs, 1):,.0f}",
         ]
+        if self.deep is not None:
+            pages = json.loads(self.deep.output)["pages"]["pages"]
+            more = self.deep.seconds - self.audit.seconds
+            cells += [
+                f"{self.deep.seconds:.2f}",
+                f"{self.deep.seconds / self.audit.seconds:.1f}",
+                f"{pages:,}",
+                f"{pages / more:,.0f}" if more > 0 else "",
+            ]
+        return cells
 
 
 def is_elf(core: str) -> bool:
@@ -62,9 +74,10 @@ HEADERS = (
     "(audit - start-up) / gathers",
     "private bytes an AVC",
 )
+DEEP_HEADERS = ("audit --deep, s", "deep / audit", "mapped pages", "pages / (deep - audit), 1/s")
 
 
-def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
+def measure(core: str, vmlinux: str | None, plain: bool, times: int, deep: bool = False) -> Row:
     """Measure everything about one dump; the commands run one after the other."""
     bare, vmas, avcs = gathers(core)
     script = [sys.executable, "-m", "benchkit.plain", core, *([vmlinux] if vmlinux else [])]
@@ -77,6 +90,9 @@ def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
         start=run(tool("-q", "-c", core, "vma", "1"), times),
         plain=run(script) if plain else None,
         gathers=bare,
+        deep=run(tool("-q", "-c", core, "--format", "json", "audit", "--deep"), times)
+        if deep
+        else None,
     )
 
 
@@ -84,24 +100,29 @@ def measure(core: str, vmlinux: str | None, plain: bool, times: int) -> Row:
 @click.argument("cores", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @click.option("--vmlinux", help="Let the plain script take its types from here.")
 @click.option("--no-plain", is_flag=True, help="Leave the plain script out: it takes minutes.")
+@click.option(
+    "--deep", is_flag=True, help="Also audit --deep, and how many pages a second it looks at."
+)
 @click.option("--times", default=5, show_default=True, help="Runs of each command but the script.")
-def cli(cores: Sequence[str], vmlinux: str | None, no_plain: bool, times: int) -> None:
+def cli(cores: Sequence[str], vmlinux: str | None, no_plain: bool, deep: bool, times: int) -> None:
     """Compare, for each dump: the whole audit; a plain drgn script that walks the same structures
     and checks only num_active_vmas and the sizes of the trees; the bare gathers of all objects
     that the audit reads, each once, in the order in which it first reads them. Start-up is included
     in the first two.
 
     The large guests: scripts/lab dump 6.12 large -o large.core --memory 3072 (or lab kdump), and
-    with children=10 --memory 1024 or children=1 --memory 512 smaller ones.
+    with children=10 --memory 1024 or children=1 --memory 512 smaller ones. For --deep, one with a
+    million mapped pages: scripts/lab dump 6.12 many -o many.core --memory 6144.
     """
-    rows = [measure(core, vmlinux, not no_plain, times) for core in cores]
+    rows = [measure(core, vmlinux, not no_plain, times, deep) for core in cores]
+    headers = HEADERS + (DEEP_HEADERS if deep else ())
     click.echo(
         tabulate(
             [row.cells() for row in rows],
-            HEADERS,
+            headers,
             tablefmt="github",
             disable_numparse=True,
-            colalign=("left", *["right"] * (len(HEADERS) - 1)),
+            colalign=("left", *["right"] * (len(headers) - 1)),
         )
     )
     # A kdump's pages must be decompressed: it is no measure of how the audit itself grows.
