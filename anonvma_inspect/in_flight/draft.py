@@ -84,6 +84,12 @@ class Draft:
             self._tree[avc] = NO_ROW
             self._change(anon_vma)
 
+    def put_back(self, avc: int) -> None:
+        """Put an AVC into the tree of its anon_vma, unless it has been taken off its list."""
+        links = self._tables.links
+        if self._link_kept[links.avc == avc].any():
+            self.insert(avc)
+
     def lay_out(self, anon_vma: int) -> None:
         """Give an anon_vma a tree that is in order, of the same AVCs."""
         self._change(anon_vma)

@@ -86,25 +86,6 @@ class Scene:
         held: BoolColumn = take(self.facts.root_writer, self.facts.root_row, False)
         return held
 
-    def writer_unmaps(self, anon_vma: int) -> bool:
-        """Whether the task that holds the lock of an anon_vma's family may be in munmap: its mm is
-        locked, by itself for write or by somebody for read.
-        """
-        tables = self.tables
-        mms, tasks = tables.mms, tables.tasks
-        owner = tables.anon_vmas.lock_owner[int(self.facts.root_row[anon_vma])]
-        own = tasks.mm[tasks.address == owner]
-        written = self.mm_writer[own] & (mms.lock_owner[own] == owner)
-        return bool((written | self.mm_reader[own]).any())
-
-    def writer_exits(self, anon_vma: int) -> bool:
-        """Whether the task that holds the lock of an anon_vma's family has no mm: it exits, or does
-        for somebody else what exit leaves to be done (``mmput_async()``, kernel/fork.c).
-        """
-        tables = self.tables
-        owner = tables.anon_vmas.lock_owner[int(self.facts.root_row[anon_vma])]
-        return not (tables.tasks.address == owner).any()
-
     def works_on(self, anon_vma: int, mm: int) -> bool:
         """Whether the task that holds the lock of an anon_vma's family works on an mm: has it
         locked for write, or is one of its own where somebody has locked it for read; or nobody can

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.tables import NO_ROW, RowColumn, find_rows
 from anonvma_inspect.target.memory import BoolColumn
 
-__all__ = ("recognise",)
+__all__ = ("families_with_an_unseen_vma", "recognise")
 
 _KINDS = (
     *kinds.ACTIVE_NULL,
@@ -42,7 +43,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     Of a VMA that has its parent's anon_vma (ANON_VMA_LAZY), the word goes before all that, and its
     reference after it.
     """
-    yield from _unseen(scene)
+    yield from _unlink_unseen(scene)
     tables, facts = scene.tables, scene.facts
     vmas = tables.vmas
     odd = (scene.linked < vmas.chain_length) & (vmas.chain_length > 0)
@@ -95,32 +96,56 @@ def _shortened(scene: Scene) -> BoolColumn:
     return short & take(scene.family_held, vmas.active, False)
 
 
+@dataclass(frozen=True)
+class _Unseen:
+    """Counts that a VMA which nothing leads to any more is still in.
+
+    :ivar active: Row of the anon_vma for which it still counts, if that is known.
+    :ivar parent: Row of the parent of the one that only it had, if that is known.
+    """
+
+    active: list[int]
+    parent: list[int]
+
+
+def families_with_an_unseen_vma(scene: Scene) -> set[int]:
+    """Roots of families from which somebody takes a VMA that nothing leads to any more.
+
+    See :func:`recognise`. Where references are not judged, nobody can tell: those as well.
+    """
+    anon_vmas, tables = scene.tables.anon_vmas, scene.tables
+    roots = np.unique(scene.facts.root_row[scene.family_held])
+    unsure = ~take(anon_vmas.family_whole, roots, False)
+    if tables.ksm.missing is not None or scene.facts.ksm_astray:
+        unsure[:] = True
+    return set(_unseen(scene)) | set(roots[unsure].tolist())
+
+
 # The AVCs of a VMA that munmap has taken out of its mm, or of the last one of an mm that exits, are
 # off the list as far as others are in the trees, so that nothing leads to the VMA any more. It
 # still counts for its anon_vma; and an anon_vma that nobody else has counts as a child, and refers
-# to the root.
-def _unseen(scene: Scene) -> Iterator[Operation]:
+# to the root. Any task can be the one that does it: whose mm it is, nothing tells either, and who
+# drops the last reference to an mm takes it down (exec the old one; a reader of /proc/PID/maps).
+def _unseen(scene: Scene) -> dict[int, _Unseen]:
     told = _told(scene, "AV401"), _told(scene, "AV402"), _told(scene, "AV404")
     if not scene.tables.era.has_separate_counts:
         told = {}, told[0], told[2]
+    found = {}
     for root in {root: None for rows in told for root in rows}:
-        children = [row for row in told[0].get(root, []) if scene.child_surplus(row) == 1][:1]
+        parent = [row for row in told[0].get(root, []) if scene.child_surplus(row) == 1][:1]
         active = [row for row in told[1].get(root, []) if scene.active_surplus(row) == 1][:1]
-        pinned = root in told[2].get(root, [])
-        if not (children or active or pinned):
-            continue
-        if not scene.writer_unmaps(root) and not scene.writer_exits(root):
-            continue
+        if parent or active or root in told[2].get(root, []):
+            found[root] = _Unseen(active, parent)
+    return found
 
-        def settle(
-            draft: Draft,
-            root: int = root,
-            children: list[int] = children,
-            active: list[int] = active,
-        ) -> None:
-            for row in active:
+
+def _unlink_unseen(scene: Scene) -> Iterator[Operation]:
+    for root, unseen in _unseen(scene).items():
+
+        def settle(draft: Draft, root: int = root, unseen: _Unseen = unseen) -> None:
+            for row in unseen.active:
                 draft.add_active(row, -1)
-            for row in children:
+            for row in unseen.parent:
                 draft.add_children(row, -1)
             draft.pending[root] = draft.pending.get(root, 0) + 1
 
@@ -129,7 +154,7 @@ def _unseen(scene: Scene) -> Iterator[Operation]:
             scene.root_lock(root),
             (*kinds.COUNTS, *kinds.PINNED),
             settle,
-            anon_vmas=frozenset((root, *active, *children)),
+            anon_vmas=frozenset((root, *unseen.active, *unseen.parent)),
         )
 
 
