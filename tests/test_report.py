@@ -172,7 +172,7 @@ NOT_APPLICABLE = result(rule("AV501", "allocated"), State.NOT_APPLICABLE)
 
 def test_audit_clean_text() -> None:
     assert text_of(report_of(OK, NOT_CHECKED, NOT_APPLICABLE)) == (
-        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 roots\n"
+        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 root\n"
         "\n"
         "AV401 num-children    ok              12,345 anon_vmas\n"
         "AV405 one-child-root  not checked     no rwsem in this kernel\n"
@@ -215,7 +215,7 @@ def test_audit_of_operations_under_way(functions: dict[int, tuple[str, ...]], do
 
 def test_audit_violated_text() -> None:
     assert text_of(report_of(OK, BAD, WARNED)) == (
-        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 roots\n"
+        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 root\n"
         "\n"
         "AV401 num-children     ok        12,345 anon_vmas\n"
         "AV402 num-active-vmas  violated  12,345 anon_vmas, 2 findings\n"
@@ -383,7 +383,7 @@ def test_audit_jsonl() -> None:
 def test_counts_tell_unlisted_mms() -> None:
     tables = replace(make_tables(), "mms", listed=flags(True, False), task=numbers(0, NO_ROW))
     assert json_of(report_of(OK, tables=tables))["counts"]["unlisted_mms"] == 1
-    assert "1 mms (and 1 unlisted)" in text_of(report_of(OK, tables=tables))
+    assert "1 mm (and 1 unlisted)" in text_of(report_of(OK, tables=tables))
 
 
 # --- vma -----------------------------------------------------------------------------------------
@@ -1026,7 +1026,7 @@ def test_stats_of_slabs() -> None:
 
 def test_stats_text() -> None:
     assert text_of(StatsReport(FACTS, make_tables())).startswith(
-        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 roots\n"
+        "2 processes, 2 mms, 3 VMAs, 3 AVCs, 2 anon_vmas, 1 root\n"
         "\n"
         "STRUCT            OBJECTS    SIZE    BYTES\n"
         "vm_area_struct          3     176      528\n"

@@ -81,7 +81,8 @@ def _of_folios(
 def _pages_text(text: Text, count: I64Column) -> Text:
     def of_row(index: int) -> str:
         more = int(count[index]) - 1
-        return text(index) + (f", and {more} more pages of the VMA" if more else "")
+        what = "page" if more == 1 else "pages"
+        return text(index) + (f", and {more} more {what} of the VMA" if more else "")
 
     return of_row
 
@@ -421,7 +422,8 @@ def _of_cached(
         area, slot = int(swapped.area[rows[index]]), int(swapped.slot[rows[index]])
         place = f"{actual(index)}, for slot {slot} of swap area {area}"
         more = int(count[index]) - 1
-        return place + (f", and {more} more entries of the VMA" if more else "")
+        what = "entry" if more == 1 else "entries"
+        return place + (f", and {more} more {what} of the VMA" if more else "")
 
     return Violations(
         message,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from anonvma_inspect.report.words import counted
 from anonvma_inspect.tables import Tables
 
 __all__ = ("count_objects", "describe_counts")
@@ -30,7 +31,8 @@ def describe_counts(counts: dict[str, int]) -> str:
     """The same in one line."""
     unlisted = f" (and {counts['unlisted_mms']:,} unlisted)" if counts["unlisted_mms"] else ""
     return (
-        f"{counts['processes']:,} processes, {counts['mms']:,} mms{unlisted}, "
-        f"{counts['vmas']:,} VMAs, {counts['avcs']:,} AVCs, {counts['anon_vmas']:,} anon_vmas, "
-        f"{counts['roots']:,} roots"
+        f"{counted(counts['processes'], 'process', 'processes')}, "
+        f"{counted(counts['mms'], 'mm')}{unlisted}, {counted(counts['vmas'], 'VMA')}, "
+        f"{counted(counts['avcs'], 'AVC')}, {counted(counts['anon_vmas'], 'anon_vma')}, "
+        f"{counted(counts['roots'], 'root')}"
     )
