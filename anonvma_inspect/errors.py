@@ -4,7 +4,7 @@ Every layer raises these; exactly one place (:func:`anonvma_inspect.cli.main`) p
 and exits. A message says what is wrong and what to do about it, in one or two sentences.
 """
 
-__all__ = ("AnonVmaInspectError", "NotFoundError", "TargetError", "UsageError")
+__all__ = ("AnonVmaInspectError", "MissingError", "NotFoundError", "TargetError", "UsageError")
 
 
 class AnonVmaInspectError(Exception):
@@ -21,6 +21,12 @@ class UsageError(AnonVmaInspectError):
 
 class NotFoundError(UsageError):
     """A PID, address or pointer that names nothing in this target (exit 2)."""
+
+
+class MissingError(AnonVmaInspectError):
+    """What the answer begins with is not in this target, as a hole would be (exit 4)."""
+
+    exit_code = 4
 
 
 class TargetError(AnonVmaInspectError):

@@ -539,6 +539,8 @@ class RmapItems:
     head: U64Column
     #: The word in ``address``: a page of the mm's, with flags in the low bits.
     page: U64Column
+    #: The word in ``linear_page_index``; 0 where the kernel has no such field.
+    linear_page_index: U64Column
     #: Row in :class:`StableNodes` of the one whose list it is on.
     node: RowColumn
     #: Rows of ``anon_vma`` in :class:`AnonVmas` and of ``mm`` in :class:`Mms`.
@@ -712,6 +714,8 @@ class Folios:
     most_mapcount: I64Column
     #: Of them, how many map it as a whole.
     entire_mapcount: I64Column
+    #: It is of the huge pages set aside.
+    hugetlb: BoolColumn
     #: Row of ``mapping`` in :class:`AnonVmas`.
     anon_vma: RowColumn
     #: The word in ``refcount`` of that, in the tables or not; -1 if it cannot be read.

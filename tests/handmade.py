@@ -972,6 +972,7 @@ class _Reader:
             mm=_words([item.mm for _, item in items]),
             head=_words([item.head for _, item in items]),
             page=_words([item.page for _, item in items]),
+            linear_page_index=_words([0 for _ in items]),
             node=_numbers([nodes.index(node) for node, _ in items]),
             anon_vma_row=_numbers([av_row.get(item.anon_vma, NO_ROW) for _, item in items]),
             mm_row=_numbers([mm_row.get(item.mm, NO_ROW) for _, item in items]),

@@ -1051,6 +1051,7 @@ def with_ksm(missing: str | None = None) -> Tables:
         mm=words(MM_A, MM_A, MM_B),
         head=words(BASE + 0x70000, BASE + 0x70000, BASE + 0x70000),
         page=words(0x1200, 0x2200, 0x1200),
+        linear_page_index=words(0, 0, 0),
         node=numbers(0, 0, 0),
         anon_vma_row=numbers(0, 0, 1),
         mm_row=numbers(0, 0, 1),

@@ -641,7 +641,7 @@ def test_commands(cli: Cli) -> None:
     text = cli("-c", core, "rmap", str(pid), hex(int(swapped.address[row]))).out
     assert f"slot {int(swapped.slot[row])} of swap area 0" in text
     assert "1 page swapped out" in text
-    assert "; 1 of them map the folio" in text
+    assert "; 1 of them maps the folio" in text
     lost = next(
         (pid, each) for (pid, _), each in places(CAPTURE).items() if swapped.folio[each] == NO_ROW
     )

@@ -6,6 +6,7 @@ import re
 
 import click
 
+from anonvma_inspect.analysis.families import find_families
 from anonvma_inspect.cli.command import Command
 from anonvma_inspect.cli.find import find_vma_at
 from anonvma_inspect.cli.options import shared_options
@@ -43,11 +44,12 @@ def command(settings: Settings, pid: str, address: str | None) -> int:
         frame = frame_at(target, tables, find_vma_at(tables, process, place), place)
     with session.progress() as progress:
         rmap = session.timed("walked", lambda: read_rmap(target, frame, progress))
-    session.answer(RmapReport(target_facts(target, rmap.tables), rmap))
-    if rmap.walk.known.all():
-        return 0
-    session.note("incomplete: some page tables are not in the target")
-    return session.INCOMPLETE
+    families = find_families(rmap.tables)
+    session.answer(RmapReport(target_facts(target, rmap.tables), rmap, families))
+    if not rmap.walk.known.all():
+        session.note("incomplete: some page tables are not in the target")
+        return session.INCOMPLETE
+    return 0 if rmap.tree_whole else session.completeness(rmap.tables)
 
 
 def _parse_number(text: str) -> int:

@@ -12,6 +12,7 @@ from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 
 __all__ = ("FolioReader",)
 
+_ANONYMOUS = (MappingKind.ANON, MappingKind.KSM, MappingKind.LAZY_VMA)
 # struct page read together.
 _BATCH = 1 << 18
 
@@ -50,9 +51,9 @@ class FolioReader:
 
     def has_type(self, head: int, slab: SlabEra | None) -> bool:
         """Whether a page is used for something whose words mean other things: a slab, a page table,
-        free memory.
+        free memory. (Since v6.9 hugetlb's have a type, too, and are folios all the same.)
 
-        :param head: Address of the ``struct page``.
+        :param head: Address of the ``struct page``, of no folio of hugetlb.
         """
         rows, _ = self._reader.rows(self._era.page, np.array([head], dtype=np.uint64))
         # PAGE_TYPE_BASE and what is above it read as counts far below zero.
@@ -84,10 +85,8 @@ class FolioReader:
             mapping[tails] = words[row]
             # A tail that names no head is nothing that can be read as a folio.
             present[tails] &= there[row] & (head[tails] != page[tails])
-        pointer, kind = decode_mapping(mapping)
-        found = present & ((kind == MappingKind.ANON) | (kind == MappingKind.KSM))
-        if self._lazy:
-            found |= present & (kind == MappingKind.OTHER) & (pointer != 0)
+        _, kind = decode_mapping(mapping, lazy=self._lazy)
+        found: BoolColumn = present & np.isin(kind, _ANONYMOUS)
         flags = era.page.column(rows, "flags")
         return found, head, (flags & np.uint64(era.exclusive)) != 0
 
@@ -101,22 +100,28 @@ class FolioReader:
         page = era.page
         names = ("flags", "mapping", "index", "private", "mapcount", "refcount")
         words, _ = self._reader.columns(page, heads, names)
-        pointer, kind = decode_mapping(words["mapping"])
+        pointer, kind = decode_mapping(words["mapping"], lazy=self._lazy)
         own = page.as_signed("mapcount", words["mapcount"]) + 1
         count = len(heads)
         pages = np.ones(count, dtype=np.int64)
         mapcount, most, entire = own, own.copy(), np.zeros(count, dtype=np.int64)
+        hugetlb = np.zeros(count, dtype=bool)
         large = np.flatnonzero((words["flags"] & np.uint64(era.flags["head"])) != 0)
         if len(large):
             rows, present = self._reader.rows(era.large, heads[large])
+            whole, _ = self._reader.rows(page, heads[large])
             pages[large] = np.where(present, era.nr_pages(rows), 0)
             entire[large] = era.large.signed(rows, "entire_mapcount") + 1
+            hugetlb[large] = present & era.is_hugetlb(whole, rows)
             if "large_mapcount" in era.large:
                 mapcount[large] = era.large.signed(rows, "large_mapcount") + 1
                 most[large] = mapcount[large]
             else:
+                # Of hugetlb there is nothing but the whole (hugepage_add_anon_rmap()).
+                mapcount[large] = most[large] = entire[large]
+                large = large[~hugetlb[large]]
                 parts = self._mapcounts(heads[large], pages[large])
-                most[large] = entire[large] + parts
+                most[large] += parts
                 double = (self._second_flags(heads[large]) & np.uint64(era.double_map)) != 0
                 mapcount[large] = most[large] - np.where(double, pages[large], 0)
         return Folios(
@@ -133,6 +138,7 @@ class FolioReader:
             mapcount=mapcount,
             most_mapcount=most,
             entire_mapcount=entire,
+            hugetlb=hugetlb,
             anon_vma=np.full(count, NO_ROW, dtype=np.int64),
             anon_vma_refcount=np.full(count, -1, dtype=np.int64),
         )

@@ -41,6 +41,7 @@ KSM_WALK = "ksm"
 # include/linux/numa.h: no configuration has more nodes.
 _MAX_NODES = 1 << 10
 _NO_WORDS: U64Column = np.empty(0, dtype=np.uint64)
+_ITEM_WORDS = ("address", "anon_vma", "mm", "head", "linear_page_index")
 _LIST_WORDS = ("hlist_first", "rmap_hlist_len")
 _TREE_WORDS = (*_LIST_WORDS, "rb_parent_color", "rb_left", "rb_right")
 
@@ -81,7 +82,7 @@ def _nothing(missing: str | None) -> KsmWalk:
     return KsmWalk(
         Ksm(None, missing),
         StableNodes(words, rows, np.empty(0, dtype=np.uint8), rows),
-        RmapItems(words, words, words, words, words, rows, rows, rows, flags),
+        RmapItems(words, words, words, words, words, words, rows, rows, rows, flags),
     )
 
 
@@ -151,7 +152,7 @@ class _Walker:
             first=words["hlist_first"][first],
             head=node + np.uint64(record.offset("hlist")),
             owner=("head", node),
-            names=("address", "anon_vma", "mm", "head"),
+            names=[name for name in _ITEM_WORDS if name in self._records.rmap_item],
             open_ended=True,
         )
         self._expect_closed(walk, "a list of rmap_items")
@@ -176,6 +177,7 @@ class _Walker:
                 mm=words["mm"],
                 head=words["head"],
                 page=words["address"],
+                linear_page_index=words.get("linear_page_index", np.zeros_like(address)),
                 node=of_node,
                 anon_vma_row=no_rows,
                 mm_row=no_rows,

@@ -87,7 +87,9 @@ def look_up(target: Target, tables: Tables, addresses: U64Column) -> LookedUp:
         not_read = sources
     else:
         page = sources.era.page
-        folios = _folios(reader, sources, either, folio, head)
+        lazy = tables.era.tag_scheme == "lazy"
+        pages = FolioReader(reader, sources.era, sources.vmemmap, lazy=lazy)
+        folios = _folios(reader, sources, pages, either, folio, head)
     stacks = read_kernel_stacks(reader, tables.era, target)
     return LookedUp(
         objects=objects,
@@ -127,9 +129,13 @@ def _pages(target: Target, addresses: U64Column) -> tuple[I64Column, U64Column, 
 
 # Folios of some page frames, -1 for none; fills in the row of each, and its head.
 def _folios(
-    reader: Reader, sources: PageSources, frame: I64Column, row: RowColumn, head: U64Column
+    reader: Reader,
+    sources: PageSources,
+    pages: FolioReader,
+    frame: I64Column,
+    row: RowColumn,
+    head: U64Column,
 ) -> Folios:
-    pages = FolioReader(reader, sources.era, sources.vmemmap)
     asked = np.flatnonzero(frame >= 0)
     page = pages.page_of(frame[asked].astype(np.uint64))
     # Of a tail, a snapshot has no other word than the one that leads to the head.

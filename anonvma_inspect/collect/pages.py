@@ -72,7 +72,7 @@ def page_sources(target: Target) -> PageSources | str:
     form = resolve_page_tables(target.architecture, target.page_size, facts)
     if isinstance(form, str):
         return form
-    era = resolve_folio_era(target.layouts)
+    era = resolve_folio_era(target.layouts, facts)
     if isinstance(era, str):
         return era
     vmemmap = find_vmemmap(target, facts)

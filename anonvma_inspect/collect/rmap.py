@@ -1,7 +1,8 @@
 """Who maps a page: a folio's reverse walk, and what page tables say at each place that it leads to.
 
 As ``rmap_walk_anon()`` in ``mm/rmap.c`` and ``rmap_walk_ksm()`` in ``mm/ksm.c`` walk (v5.10, v6.12,
-v7.3).
+v7.3). For folios of lazy VMAs (ANON_VMA_LAZY) there is no such walk yet: they are mapped by VMAs
+whose ``anon_vma`` names the same root VMA (``__folio_set_anon()`` with that proposal).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from anonvma_inspect.collect.page_tables import LookUp, look_up
 from anonvma_inspect.collect.pages import PageSources, page_sources
 from anonvma_inspect.collect.reader import Progress, Reader
 from anonvma_inspect.collect.swap_cache import SwapCache, find_swap_cache
-from anonvma_inspect.errors import NotFoundError, TargetError
+from anonvma_inspect.errors import MissingError, NotFoundError, TargetError
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.kernel.page_table import EntryKind
 from anonvma_inspect.kernel.slab import resolve_slab_era
 from anonvma_inspect.kernel.swap_cache import split_entry
+from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import NO_ROW, Folios, I64Column, RowColumn, Tables, find_rows
 from anonvma_inspect.target.memory import KERNEL_HALF, BoolColumn, U64Column
 from anonvma_inspect.target.target import Target
@@ -45,8 +47,13 @@ class RmapWalk:
     :ivar whole: One entry maps them all.
     :ivar waiting: How many wait, e.g. while the folio is migrated.
     :ivar swapped: How many have an entry that names the place in swap that the folio has.
+    :ivar absent: How many have an entry that maps nothing, and does not tell what it is instead.
+    :ivar unknown: How many have an entry that is not understood.
     :ivar known: The page tables are in the target.
-    :ivar visited: How many VMAs the walk visits; KSM's passes over more than it leads to.
+    :ivar item: Of a folio of KSM's, row in :class:`~anonvma_inspect.tables.RmapItems` of the first
+        that leads there; else NO_ROW.
+    :ivar visited: How many VMAs the walk visits; KSM's passes over more than it leads to, and comes
+        to the same ones again for each rmap_item.
     """
 
     vma: RowColumn
@@ -56,7 +63,10 @@ class RmapWalk:
     whole: BoolColumn
     waiting: I64Column
     swapped: I64Column
+    absent: I64Column
+    unknown: I64Column
     known: BoolColumn
+    item: RowColumn
     visited: int
 
 
@@ -71,6 +81,9 @@ class Rmap:
     :ivar struct: C name of what describes it.
     :ivar flags: Names of the flags that it has.
     :ivar items: Rows in :class:`~anonvma_inspect.tables.RmapItems`, of a folio of KSM's.
+    :ivar root_vma: Row in :class:`~anonvma_inspect.tables.Vmas` of the root VMA that a folio of
+        lazy VMAs names; else NO_ROW.
+    :ivar busy: Somebody is at work on the folio, or may give an anon_vma to VMAs that have none.
     :ivar swap: Swap area of the page, and slot in it; ``None`` if it is not in the swap cache.
     """
 
@@ -81,6 +94,8 @@ class Rmap:
     struct: str
     flags: tuple[str, ...]
     items: RowColumn
+    root_vma: int
+    busy: bool
     walk: RmapWalk
     swap: tuple[int, int] | None = None
 
@@ -88,6 +103,12 @@ class Rmap:
     def kind(self) -> MappingKind:
         """What ``mapping`` leads to."""
         return MappingKind(int(self.folio.kind[0]))
+
+    @property
+    def tree_whole(self) -> bool:
+        """All of the tree is known that the walk goes through, if it goes through one."""
+        row = int(self.folio.anon_vma[0])
+        return row == NO_ROW or bool(self.tables.anon_vmas.tree_whole[row])
 
 
 def _sources(target: Target) -> PageSources:
@@ -130,6 +151,7 @@ def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
     :param vma: Row in :class:`~anonvma_inspect.tables.Vmas`.
     :raises TargetError: if page tables cannot be read in this target.
     :raises NotFoundError: if there is none; it says what there is.
+    :raises MissingError: if the page tables are not in the target.
     """
     sources = _sources(target)
     reader = Reader(target)
@@ -144,7 +166,7 @@ def frame_at(target: Target, tables: Tables, vma: int, address: int) -> int:
             return cached
         what = cached
     if not found.known[0]:
-        what = "its page tables are not in this target"
+        raise MissingError(f"the page tables for {address:#x} are not in this target")
     raise NotFoundError(f"no page is mapped at {address:#x}: {what}")
 
 
@@ -187,32 +209,31 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
 
     :param frame: Of RAM: see :func:`find_frame`.
     :raises TargetError: if folios cannot be read in this target.
-    :raises NotFoundError: if that page frame's are not in the target.
+    :raises MissingError: if that page frame's are not in the target.
     """
     sources = _sources(target)
     reader = Reader(target, progress)
-    folios = FolioReader(reader, sources.era, sources.vmemmap)
-    page, head = folios.head_of_frame(frame)
-    folio = folios.read(np.array([head], dtype=np.uint64))
-    slab = resolve_slab_era(target.layouts, parse_vmcoreinfo(target.vmcoreinfo, target.path))
-    if folios.has_type(head, None if isinstance(slab, str) else slab):
-        kind_of = np.array([MappingKind.OTHER], dtype=np.uint8)
-        folio = dataclasses.replace(folio, kind=kind_of, mapcount=folio.mapcount * 0)
-    if len(reader.holes().address):
-        raise NotFoundError(f"the struct page of page frame {frame:#x} is not in this target")
+    page, folio = _read_folio(target, reader, sources, frame)
     kind, pointer = MappingKind(int(folio.kind[0])), int(folio.pointer[0])
     wild = bool(target.space.wild(folio.pointer)[0])
     if kind is MappingKind.ANON and not wild:
         tables = collect_from(target, anon_vmas=[pointer], progress=progress)
     else:
         tables = collect(target, progress=progress)
+    if kind is MappingKind.OTHER and tables.era.tag_scheme == "lazy":
+        page, folio = _read_folio(target, reader, sources, frame, lazy=True)
+        kind = MappingKind(int(folio.kind[0]))
     row = find_rows(tables.anon_vmas.address, folio.pointer)
     if kind is not MappingKind.ANON:
         row[:] = NO_ROW
     folio = dataclasses.replace(folio, anon_vma=row)
-    items = _NO_ROWS
+    items, root_vma = _NO_ROWS, NO_ROW
     if kind is MappingKind.ANON:
         walk = _walk_anon(reader, sources, tables, folio, frame)
+    elif kind is MappingKind.LAZY_VMA:
+        root_vma = int(find_rows(tables.vmas.address, folio.pointer)[0])
+        vma = _lazy_vmas(tables, pointer)
+        walk = _walk_vmas(reader, sources, tables, folio, vma, int(folio.index[0]), frame)
     elif kind is MappingKind.KSM:
         rmap_items = tables.rmap_items
         node = tables.stable_nodes.address[rmap_items.node]
@@ -220,15 +241,17 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
         walk = _walk_ksm(reader, sources, tables, folio, items, frame)
     else:
         walk = _found(reader, sources, tables, folio, _NO_ROWS, folio.pointer[:0], _NO_ROWS, frame)
-    flags = int(folio.flags[0])
+    flags, names = int(folio.flags[0]), sources.era.flags
     return Rmap(
         dataclasses.replace(tables, holes=reader.holes(tables.holes)),
         frame,
         page,
         folio,
         sources.era.struct,
-        tuple(name for name, bit in sources.era.flags.items() if flags & bit),
+        tuple(name for name, bit in names.items() if flags & bit),
         items,
+        root_vma,
+        bool(flags & (names["locked"] | names.get("writeback", 0))) or _upgrading(tables, root_vma),
         walk,
         _swap_place(sources, folio, frame),
     )
@@ -243,17 +266,82 @@ def _swap_place(sources: PageSources, folio: Folios, frame: int) -> tuple[int, i
     return int(area[0]), int(slot[0]) + frame - int(folio.pfn[0])
 
 
-# The VMAs in the tree whose keys overlap the folio's pages.
+# The address of a page frame's struct page, and its folio.
+def _read_folio(
+    target: Target, reader: Reader, sources: PageSources, frame: int, *, lazy: bool = False
+) -> tuple[int, Folios]:
+    folios = FolioReader(reader, sources.era, sources.vmemmap, lazy=lazy)
+    page, head = folios.head_of_frame(frame)
+    folio = folios.read(np.array([head], dtype=np.uint64))
+    slab = resolve_slab_era(target.layouts, parse_vmcoreinfo(target.vmcoreinfo, target.path))
+    if not folio.hugetlb[0] and folios.has_type(head, None if isinstance(slab, str) else slab):
+        kind_of = np.array([MappingKind.OTHER], dtype=np.uint8)
+        folio = dataclasses.replace(folio, kind=kind_of, mapcount=folio.mapcount * 0)
+    if len(reader.holes().address):
+        what = f"the struct page of page frame {frame:#x} is not in this target"
+        if target.walks is not None:
+            what += ": a snapshot has those of mapped anonymous memory only; ask the dump"
+        raise MissingError(what)
+    return page, folio
+
+
+# The VMAs in the tree of the folio's anon_vma.
 def _walk_anon(
     reader: Reader, sources: PageSources, tables: Tables, folio: Folios, frame: int
 ) -> RmapWalk:
-    vmas, nodes = tables.vmas, tables.nodes
+    nodes = tables.nodes
     first, last = np.searchsorted(nodes.anon_vma, [folio.anon_vma[0], folio.anon_vma[0] + 1])
     vma = tables.avcs.vma_row[nodes.avc[first:last][~nodes.again[first:last]]]
     if folio.anon_vma[0] == NO_ROW:
         vma = _NO_ROWS
     vma = vma[vma != NO_ROW]
-    low = folio.index[0]
+    walks = [
+        _walk_vmas(reader, sources, tables, folio, vma, index, frame)
+        for index in _indexes(sources, folio)
+    ]
+    # The one that comes to what maps the folio; if none does, the first that comes to anything.
+    return max(walks, key=lambda walk: (bool(walk.mapped.any()), walk.visited > 0))
+
+
+# What a folio's index can be in pages. Of hugetlb's it is or was counted in huge pages.
+def _indexes(sources: PageSources, folio: Folios) -> list[int]:
+    index, pages = int(folio.index[0]), int(folio.pages[0])
+    mark = sources.era.hugetlb
+    if mark is None or not folio.hugetlb[0] or not pages or mark.huge_index is False:
+        return [index]
+    scaled = index * pages % 2**64
+    if mark.huge_index or index % pages:
+        return [scaled]
+    return [index, scaled]
+
+
+# A root VMA, and those whose words lead to it: what was split off from it.
+def _lazy_vmas(tables: Tables, root: int) -> RowColumn:
+    vmas = tables.vmas
+    kinds = tables.era.tags.kinds(vmas.anon_vma_pointer, vmas.anon_vma_tag)
+    named = (kinds == AnonVmaKind.LAZY_VMA) & (vmas.anon_vma_pointer == np.uint64(root))
+    found = np.flatnonzero(named | (vmas.address == np.uint64(root)))
+    return found[np.argsort(vmas.key_first[found], kind="stable")]
+
+
+# An upgrade, under mmap_lock, gives a VMA an anon_vma before what it maps names that.
+def _upgrading(tables: Tables, root_vma: int) -> bool:
+    mm = NO_ROW if root_vma == NO_ROW else int(tables.vmas.mm[root_vma])
+    return mm != NO_ROW and bool(tables.mms.write_locked[mm])
+
+
+# Of some VMAs, those whose keys overlap the folio's pages.
+def _walk_vmas(
+    reader: Reader,
+    sources: PageSources,
+    tables: Tables,
+    folio: Folios,
+    vma: RowColumn,
+    index: int,
+    frame: int,
+) -> RmapWalk:
+    vmas = tables.vmas
+    low = np.uint64(index)
     high = low + np.uint64(max(int(folio.pages[0]), 1) - 1)
     vma = vma[(vmas.key_first[vma] <= high) & (vmas.key_last[vma] >= low)]
     start = np.maximum(vmas.key_first[vma], low)
@@ -266,7 +354,8 @@ def _walk_anon(
 
 
 # For each rmap_item, the VMAs in the tree of its anon_vma that have its address: of its own mm, and
-# of those that its mm was forked into.
+# of those that its mm was forked into. Where rmap_items have linear_page_index, only VMAs with that
+# key are visited; else the whole tree is.
 def _walk_ksm(
     reader: Reader,
     sources: PageSources,
@@ -277,19 +366,25 @@ def _walk_ksm(
 ) -> RmapWalk:
     rmap_items, nodes, vmas = tables.rmap_items, tables.nodes, tables.vmas
     shift = np.uint64(sources.form.page_shift)
-    found, places, visited = [_NO_ROWS], [rmap_items.page[:0]], 0
+    records = tables.ksm.records
+    by_index = records is not None and "linear_page_index" in records.rmap_item
+    found, places, of, visited = [_NO_ROWS], [rmap_items.page[:0]], [_NO_ROWS], 0
     for item in items.tolist():
         anon_vma = int(rmap_items.anon_vma_row[item])
         if anon_vma == NO_ROW:
             continue
         first, last = np.searchsorted(nodes.anon_vma, [anon_vma, anon_vma + 1])
-        vma = tables.avcs.vma_row[nodes.avc[first:last]]
-        visited += len(vma)
+        vma = tables.avcs.vma_row[nodes.avc[first:last][~nodes.again[first:last]]]
         vma = vma[vma != NO_ROW]
+        if by_index:
+            index = rmap_items.linear_page_index[item]
+            vma = vma[(vmas.key_first[vma] <= index) & (vmas.key_last[vma] >= index)]
+        visited += len(vma)
         address = (rmap_items.page[item] >> shift) << shift
         vma = vma[(vmas.vm_start[vma] <= address) & (vmas.vm_end[vma] > address)]
         found.append(vma)
         places.append(np.full(len(vma), address))
+        of.append(np.full(len(vma), item))
     vma, address = np.concatenate(found), np.concatenate(places)
     # Siblings lead to the same VMAs once more.
     _, first_of = np.unique(np.stack([vma.astype(np.uint64), address]), axis=1, return_index=True)
@@ -297,7 +392,7 @@ def _walk_ksm(
     vma, address = vma[chosen], address[chosen]
     one = np.ones(len(vma), dtype=np.int64)
     walk = _found(reader, sources, tables, folio, vma, address, one, frame)
-    return dataclasses.replace(walk, visited=visited)
+    return dataclasses.replace(walk, visited=visited, item=np.concatenate(of)[chosen])
 
 
 def _found(
@@ -333,15 +428,22 @@ def _found(
         return np.bincount(which[chosen], minlength=count).astype(np.int64)
 
     mapped = same & (entries.kind == EntryKind.PAGE)
+    whole = number(mapped & (entries.pages > 1)) > 0
+    if folio.hugetlb[0]:
+        # Entries of arm64 that are contiguous map one of hugetlb's pages together.
+        whole |= (number(mapped) == looked) & (looked > 1)
     return RmapWalk(
         vma=vma,
         address=address,
         covered=covered,
         mapped=number(mapped),
-        whole=number(mapped & (entries.pages > 1)) > 0,
+        whole=whole,
         waiting=number(same & (entries.kind == EntryKind.FRAME)),
         swapped=number(_in_swap(sources, folio, entries, wanted)),
+        absent=number(entries.kind == EntryKind.ABSENT),
+        unknown=number(entries.kind == EntryKind.OTHER),
         known=number(~entries.known) == 0,
+        item=np.full(count, NO_ROW, dtype=np.int64),
         visited=len(vma),
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from anonvma_inspect.collect.audit import collect_audit
+from anonvma_inspect.collect.hugetlb import read_hugetlb
 from anonvma_inspect.collect.ksm import KSM_WALK
 from anonvma_inspect.collect.locks import LOCKS_WALK, collect_locks
 from anonvma_inspect.collect.pages import PAGES_WALK
@@ -172,6 +173,8 @@ def save_snapshot(
         walks.append(PAGES_WALK)
         if tables.pages.swapped.not_read is None:
             walks.append(SWAP_CACHE_WALK)
+        # No rule is about these, but rmap can be asked for them.
+        read_hugetlb(recorded, tables)
     functions: dict[str, list[int]] = {}
     locks = collect_locks(recorded, tables).locks
     if locks is not None and locks.missing is None:

@@ -16,7 +16,7 @@ from drgn import Object
 from drgn.helpers import ValidationError
 
 from anonvma_inspect.collect import find_frame, read_rmap
-from anonvma_inspect.errors import NotFoundError, TargetError
+from anonvma_inspect.errors import MissingError, NotFoundError, TargetError
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.target.program import target_of
 
@@ -58,9 +58,11 @@ def for_each_page_mapping(page: Object) -> Iterator[PageMapping]:
     target = target_of(prog)
     try:
         rmap = read_rmap(target, find_frame(target, address))
+    except MissingError as error:
+        raise drgn.FaultError(str(error), address) from None
     except (NotFoundError, TargetError) as error:
         raise ValidationError(str(error)) from None
-    if rmap.kind not in (MappingKind.ANON, MappingKind.KSM):
+    if rmap.kind not in (MappingKind.ANON, MappingKind.KSM, MappingKind.LAZY_VMA):
         raise ValidationError(f"{address:#x} is no page of anonymous memory")
     walk = rmap.walk
     if not walk.known.all():

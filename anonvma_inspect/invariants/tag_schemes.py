@@ -275,7 +275,7 @@ def _check_folios(facts: Facts) -> Verdict:
     if facts.tables.pids or not facts.tables.complete:
         judged = judged & lazy
     rows = np.flatnonzero(mappings.present & judged[mappings.vma])
-    rows = rows[folios.kind[mappings.folio[rows]] == MappingKind.OTHER]
+    rows = rows[folios.kind[mappings.folio[rows]] == MappingKind.LAZY_VMA]
     vma, folio = mappings.vma[rows], mappings.folio[rows]
     named, is_lazy = folios.pointer[folio], lazy[vma]
     groups = []

@@ -44,14 +44,21 @@ class MappingKind(enum.IntEnum):
     ANON = 2
     #: A stable node of KSM's, or nothing if KSM has just taken the page over.
     KSM = 3
-    #: Second bit alone: a page of a driver's that can be moved (to v6.16), or what a proposal for
-    #: lazy anon_vmas puts there.
+    #: Second bit alone: a page of a driver's that can be moved (to v6.16).
     OTHER = 4
+    #: The same where ANON_VMA_LAZY is: the root VMA of a VMA that has no anon_vma yet.
+    LAZY_VMA = 5
+
+    @property
+    def word(self) -> str:
+        """As answers spell it."""
+        return "anon_vma" if self is MappingKind.ANON else self.name.lower()
 
 
-def decode_mapping(words: U64Column) -> tuple[U64Column, NDArray[np.uint8]]:
+def decode_mapping(words: U64Column, *, lazy: bool = False) -> tuple[U64Column, NDArray[np.uint8]]:
     """Split ``folio->mapping``.
 
+    :param lazy: The kernel has ANON_VMA_LAZY.
     :return: The pointer part, and a :class:`MappingKind` each.
     """
     pointer = words & ~(_ANON | _SECOND)
@@ -62,7 +69,29 @@ def decode_mapping(words: U64Column) -> tuple[U64Column, NDArray[np.uint8]]:
         # The first bit without a pointer marks a page of DAX that several files share.
         MappingKind.OTHER,
     )
+    if lazy:
+        kind[~first & second & (pointer != 0)] = MappingKind.LAZY_VMA
     return pointer, kind.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class HugetlbMark:
+    """What tells a folio of hugetlb from other large ones: ``folio_test_hugetlb()``.
+
+    :ivar field: Name of the field in :class:`FolioEra`'s ``page`` or ``large``.
+    :ivar of_page: It is in ``page``.
+    :ivar value: What its bits are.
+    :ivar mask: Which of its bits count.
+    :ivar huge_index: ``index`` counts huge pages, not pages (``linear_hugepage_index()``).  Since
+        Linux kernel commit a08c7193e4f1 ("mm/filemap: remove hugetlb special casing in filemap.c")
+        (in v6.7) it does not; ``None`` where the mark is of both sides of that.
+    """
+
+    field: str
+    of_page: bool
+    value: int
+    mask: int
+    huge_index: bool | None
 
 
 @dataclass(frozen=True)
@@ -87,6 +116,22 @@ class FolioEra:
     exclusive: int
     double_map: int
     struct: str
+    hugetlb: HugetlbMark | None = None
+
+    def is_hugetlb(self, rows: NDArray[np.uint8], large: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        """Which large folios are hugetlb's.
+
+        :param rows: Shape (n, page.size), of their heads.
+        :param large: Shape (n, large.size), from their heads on.
+        """
+        mark = self.hugetlb
+        if mark is None:
+            return np.zeros(len(rows), dtype=bool)
+        record, of = (self.page, rows) if mark.of_page else (self.large, large)
+        marked: NDArray[np.bool_] = record.column(of, mark.field) & np.uint64(
+            mark.mask
+        ) == np.uint64(mark.value)
+        return marked
 
     def nr_pages(self, rows: NDArray[np.uint8]) -> NDArray[np.int64]:
         """How many pages large folios have.
@@ -120,15 +165,24 @@ _LARGE = {
     "order": ("_flags_1",),
     "entire_mapcount": ("_entire_mapcount.counter",),
     "large_mapcount": ("_large_mapcount.counter",),
+    "dtor": ("_folio_dtor",),
+    "flags_1": ("_flags_1",),
 }
 # folio->_flags_1 has it in its low byte.
 _ORDER = 0xFF
-_TAIL = {"nr_pages": "compound_nr", "entire_mapcount": "compound_mapcount.counter"}
+_TAIL = {
+    "nr_pages": "compound_nr",
+    "entire_mapcount": "compound_mapcount.counter",
+    "dtor": "compound_dtor",
+}
+# include/linux/page-flags.h, v6.12: the type stands in the top byte.
+_TYPE_MASK, _TYPE_SHIFT = 0xFF << 24, 24
 
 
-def resolve_folio_era(layouts: Layouts) -> FolioEra | str:
+def resolve_folio_era(layouts: Layouts, vmcoreinfo: Mapping[str, str]) -> FolioEra | str:
     """Find what reading folios takes.
 
+    :param vmcoreinfo: As key and value.
     :return: Or why they cannot be read.
     """
     missing: list[str] = []
@@ -141,6 +195,10 @@ def resolve_folio_era(layouts: Layouts) -> FolioEra | str:
     missing += [f"PG_{name}" for name in ("locked", "head") if not bits[name]]
     if missing:
         return f"{', '.join(missing)} not found"
+    mark = _hugetlb_mark(layouts, vmcoreinfo, fields)
+    # What is not read must not be missed in a snapshot.
+    for name in {"dtor", "flags_1"} & fields.keys() - {mark.field if mark else ""}:
+        del fields[name]
     size = max(field.end for field in fields.values())
     return FolioEra(
         page=page,
@@ -149,7 +207,42 @@ def resolve_folio_era(layouts: Layouts) -> FolioEra | str:
         exclusive=_flag(layouts, "PG_anon_exclusive"),
         double_map=_flag(layouts, "PG_double_map"),
         struct="page" if layouts.size("folio") is None else "folio",
+        hugetlb=mark,
     )
+
+
+def _hugetlb_mark(
+    layouts: Layouts, vmcoreinfo: Mapping[str, str], fields: Mapping[str, Field]
+) -> HugetlbMark | None:
+    def number(name: str, enumerator: str) -> int | None:
+        try:
+            return int(vmcoreinfo[f"NUMBER({name})"])
+        except (KeyError, ValueError):
+            return layouts.enumerator(enumerator)
+
+    # Since Linux kernel commit d99e3140a4d3 ("mm: turn folio_test_hugetlb into a PageType") (in
+    # v6.9, and in the stable trees of v6.6 and v6.8) a page type, at first one bit of several,
+    # since v6.12 a number in the top byte.
+    try:
+        value: int | None = int(vmcoreinfo["NUMBER(PAGE_HUGETLB_MAPCOUNT_VALUE)"])
+    except (KeyError, ValueError):
+        type_ = layouts.enumerator("PGTY_hugetlb")
+        value = None if type_ is None else type_ << _TYPE_SHIFT
+    if value is not None:
+        value %= 1 << 32
+        numbered = value & ~_TYPE_MASK == 0
+        # The number came after v6.7.
+        unit = False if numbered else None
+        return HugetlbMark("mapcount", True, value, _TYPE_MASK if numbered else 2**32 - 1, unit)
+    # The destructor of compound pages, to v6.5.
+    dtor = number("HUGETLB_PAGE_DTOR", "HUGETLB_PAGE_DTOR")
+    if dtor is not None and "dtor" in fields:
+        return HugetlbMark("dtor", False, dtor, 0xFF, True)
+    # Since Linux kernel commit 9c5ccf2db04b ("mm: remove HUGETLB_PAGE_DTOR") (in v6.6) a flag.
+    bit = number("PG_hugetlb", "PG_hugetlb")
+    if bit is not None and 0 <= bit < 64 and "flags_1" in fields:
+        return HugetlbMark("flags_1", False, 1 << bit, 1 << bit, None)
+    return None
 
 
 def _large_fields(layouts: Layouts, page_size: int) -> dict[str, Field]:

@@ -31,6 +31,8 @@ _RMAP_ITEM = (
     "hlist",
     "hlist_next=hlist.next",
     "hlist_prev=hlist.pprev",
+    # Since v7.3 the reverse walk goes by it: the index that the page had before it was merged.
+    "?linear_page_index",
 )
 _STABLE_NODE = (
     "rb=node",

@@ -8,12 +8,18 @@ from anonvma_inspect.kernel.era import Era
 
 __all__ = (
     "VM_DONTCOPY",
+    "VM_HUGETLB",
     "VM_NOT_ANONYMOUS",
     "VM_NOT_HUGE",
+    "VM_SHARED",
     "VM_SOFTDIRTY",
     "VM_WIPEONFORK",
     "guard_flag",
 )
+
+VM_SHARED = np.uint64(0x8)
+#: Maps huge pages of those set aside.
+VM_HUGETLB = np.uint64(0x400000)
 
 #: MADV_DONTFORK: a child does not get it.
 VM_DONTCOPY = np.uint64(0x20000)

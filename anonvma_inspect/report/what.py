@@ -24,7 +24,7 @@ from anonvma_inspect.tables import NO_ROW, ObjectState
 
 __all__ = ("WhatReport",)
 
-SCHEMA = "anonvma-inspect/what/1"
+SCHEMA = "anonvma-inspect/what/2"
 
 # Of a kernel that is corrupt throughout, more are not looked through.
 _MAX_FINDINGS = 50_000
@@ -282,7 +282,7 @@ class WhatReport:
             "mapcount": int(folios.mapcount[row]),
             "refcount": int(folios.refcount[row]),
             "mapping": hexadecimal(int(folios.mapping[row])),
-            "kind": MappingKind(int(folios.kind[row])).name.lower(),
+            "kind": MappingKind(int(folios.kind[row])).word,
         }
 
 
