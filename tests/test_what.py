@@ -356,6 +356,24 @@ def test_one_bit_changed() -> None:
         )
     assert twice.kind in (Kind.ELSEWHERE, Kind.IMPOSSIBLE)
     assert (twice.one_bit_from, low.one_bit_from) == (None, None)
+    # What can be read is somewhere, whatever that is.
+    asked = column(at ^ 1 << 46)
+    looked_up = look_up(CAPTURE.target, tables, asked)
+    assert not looked_up.readable.any()
+    looked_up = dataclasses.replace(looked_up, readable=np.array([True]))
+    assert identify(tables, asked, looked_up)[0].one_bit_from is None
+
+
+def test_the_bit_between_ram_and_all_else() -> None:
+    """On arm64 with addresses of 48 bits, PAGE_OFFSET is 0xffff000000000000, and PAGE_END
+    0xffff800000000000: where stacks and modules are, each address is one bit away from RAM's.
+    """
+    capture = next(capture for capture in CAPTURES if capture.name == "forkchain-6.1-arm64")
+    at = int(capture.tables.anon_vmas.address[7])
+    assert at >> 47 == 0xFFFF << 1
+    above, beside = what(capture, at ^ 1 << 47, at ^ 1 << 46)
+    assert above.one_bit_from is None
+    assert beside.one_bit_from is not None
 
 
 def test_folios_in_words(cli: Cli) -> None:

@@ -32,6 +32,7 @@ _POISON = {
 }
 # A field of a struct that is made from such a pointer is not far from it.
 _NEAR_POISON = 0x80
+_ALL_BITS = (1 << 64) - 1
 _BITS = np.uint64(1) << np.arange(64, dtype=np.uint64)
 _SHARED = "other objects than AVCs are in this cache as well"
 # Objects whose caches have these names are of these structs.
@@ -262,11 +263,20 @@ class _Found:
             head=int(looked_up.head[index]),
         )
 
-    # What is not even in RAM agrees with an object's address in all bits but one for a reason.
+    # What is neither in RAM nor anywhere else agrees with an object's address in all bits but one
+    # for a reason; unless it is the bit that tells the halves of the kernel's addresses apart, one
+    # of which is arm64's for RAM, and the other has all else (arch/arm64/include/asm/memory.h:
+    # PAGE_OFFSET, PAGE_END).
     def _one_bit_from(self, index: int, address: int) -> tuple[Identity, int] | None:
+        space = self.tables.space
+        if self.looked_up.readable[index] or not len(space.ram):
+            return None
+        halves = (~int(space.ram[0][0]) & _ALL_BITS).bit_length() - 1
         others = np.uint64(address) ^ _BITS
         found = []
-        for bit in np.flatnonzero(self.tables.space.in_ram(others)).tolist():
+        for bit in np.flatnonzero(space.in_ram(others)).tolist():
+            if bit == halves:
+                continue
             other = self._in_tables(index, int(others[bit]))
             if other is not None:
                 found.append((replace(other, state=ObjectState.UNKNOWN, cache=0), bit))

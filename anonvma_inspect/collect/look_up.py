@@ -23,13 +23,14 @@ from anonvma_inspect.tables import (
     Tables,
     find_rows,
 )
-from anonvma_inspect.target.memory import U64Column, distinct
+from anonvma_inspect.target.memory import BoolColumn, U64Column, distinct
 from anonvma_inspect.target.target import Target
 from anonvma_inspect.target.vmcoreinfo import parse_vmcoreinfo
 from anonvma_inspect.target.vmemmap import find_vmemmap
 
 __all__ = ("LookedUp", "look_up")
 
+_MACHINES = ("kcore", "qemu", "gdb")
 # Physical addresses have 52 bits at most, and pages 12 or more.
 _MOST_FRAMES = 1 << 40
 
@@ -49,6 +50,7 @@ class LookedUp:
     :ivar head: Address of the ``struct page`` of its folio; 0 if that is not known.
     :ivar stacks: Kernel stacks.
     :ivar stack: Row in ``stacks`` of each address.
+    :ivar readable: Something is in the target at that address, whatever it is; only known of files.
     :ivar leads_to: The ``anon_vma`` that an object of the reverse map which is not in the tables,
         perhaps a free one, has a pointer to; 0 for all else.
     """
@@ -63,6 +65,7 @@ class LookedUp:
     head: U64Column
     stacks: KernelStacks
     stack: RowColumn
+    readable: BoolColumn
     leads_to: U64Column
 
 
@@ -102,8 +105,17 @@ def look_up(target: Target, tables: Tables, addresses: U64Column) -> LookedUp:
         head=np.where(frame < 0, np.uint64(0), head),
         stacks=stacks,
         stack=stacks.find(addresses),
+        readable=_readable(target, addresses),
         leads_to=_leads(reader, tables, addresses, objects),
     )
+
+
+# Of a machine, what is not RAM is not asked for: it could be a device's register.
+def _readable(target: Target, addresses: U64Column) -> BoolColumn:
+    if target.kind in _MACHINES:
+        return np.zeros(len(addresses), dtype=bool)
+    _, present = target.memory.gather(addresses, 1)
+    return present
 
 
 # Which addresses are of struct page, and where that begins; and bytes of it.

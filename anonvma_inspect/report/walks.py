@@ -58,7 +58,8 @@ class Walks:
             f"anon_vma, as before 2.6.34: mean {single:,.3f}"
         )
         if cost.weights == "folios":
-            yield f"each of the {pages:,} folios that page tables map counts, KSM's aside"
+            whose = " of these processes" if self.tables.pids else ""
+            yield f"each of the {pages:,} folios that page tables{whose} map counts, KSM's aside"
         else:
             yield (
                 f"each of the {pages:,} pages that VMAs have room for counts, in the anon_vma that "
