@@ -33,14 +33,11 @@ PARAMETERS: dict[str, dict[str, int]] = {
         "ksm": 0,
         "quiet": 0,
         "nice": 0,
+        "swap": 0,
     },
     "locks": {"depth": 10, "members": 6, "vmas": 30, "tries": 200},
     "faults": {"talk": 0, "only": 0, "nth": 0, "row": 0, "every": 1},
 }
-
-
-# RAM disks for swap areas.
-_MODULES = {"swap": ("brd",)}
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,8 @@ def plan(name: str, kernel: str, workload: str, words: Sequence[str] = (), **mor
         seed=seed,
         maps=workload != "large",
         word=workload not in ("storm", "locks"),
-        modules=_MODULES.get(workload, ()),
+        # RAM disks for swap areas.
+        modules=("brd",) if workload == "swap" or parameters.get("swap") else (),
     )
     return replace(made, **more)  # type: ignore[arg-type]  # the caller names fields of Plan
 

@@ -1,15 +1,17 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later */
 /*
  * A storm that never ends: processes, children (of each at a time), pages, threads, ksm, quiet,
- * nice, seed. Each process forks, execs itself, protects, unmaps, maps, moves, grows, locks, advises
+ * nice, swap, seed. Each process forks, execs itself, protects, unmaps, maps, moves, grows, locks, advises
  * and discards for ever, and its children do some of that and exit; a few processes do it with several
  * threads on one mm. With ksm=1, KSM merges their pages and is told to take it all back, again and
- * again, and pages are moved to make room for large ones. Whoever dumps the guest at a random moment
+ * again, and pages are moved to make room for large ones. With swap=1 there are two swap areas: MADV_PAGEOUT
+ * takes pages there, and whatever the others do next brings them back. Whoever dumps the guest at a random moment
  * finds operations half done. With quiet=N there is also a family of N processes and their parent that
  * do nothing at all once they are there. The log says READY once all have started, and nothing after;
  * how many operations were done is the first word of /lab/operations.
  */
 #include "lab.h"
+#include "swapping.h"
 #include <fcntl.h>
 #include <pthread.h>
 #include <setjmp.h>
@@ -28,7 +30,7 @@
 #define QUIET_SLOTS 4
 #define CALM_PAGES 32
 
-static long pages, ksm, children;
+static long pages, ksm, children, swapping;
 static char *area, *calm; /* pages that are rarely written to, and so can be merged */
 static int file; /* this program's */
 static uint64_t *operations;
@@ -55,6 +57,8 @@ static void advise(char *start, size_t size)
     };
     int one = advice[lab_random(sizeof(advice) / sizeof(advice[0]))];
 
+    if (swapping && lab_chance(70))
+        one = MADV_PAGEOUT;
     madvise(start, size, one == MADV_UNMERGEABLE && ksm && lab_chance(80) ? MADV_MERGEABLE : one);
 }
 
@@ -109,6 +113,8 @@ static void operate(uint64_t *state)
     case 3:
     case 4:
         write_pages(start, count);
+        if (swapping && lab_chance(30))
+            madvise(start, size, MADV_PAGEOUT);
         break;
     case 5:
     case 6:
@@ -349,6 +355,11 @@ int main(int argc, char **argv)
     operations = mmap(NULL, LAB_PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, counts, 0);
     if (operations == MAP_FAILED)
         lab_fail("mmap of the count of operations");
+    swapping = lab_parameter(argc, argv, "swap", 0);
+    if (swapping) {
+        swap_on("/dev/ram0", 1);
+        swap_on("/dev/ram1", 1);
+    }
     if (quiet) {
         uint32_t index = lab_index();
 

@@ -23,13 +23,13 @@
  * has to say: r if it is in memory, in the swap cache too, - if not.
  */
 #include "residents.h"
+#include "swapping.h"
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
-#include <sys/swap.h>
 #include <sys/uio.h>
 
 #ifndef MADV_PAGEOUT
@@ -76,23 +76,6 @@ static long get(const char *path)
         return -1;
     close(file);
     return strtol(text, NULL, 10);
-}
-
-/* union swap_header in include/linux/swap.h, on a disk that is zero otherwise. */
-static void swap_on(const char *disk, int priority)
-{
-    static char header[4096];
-    uint32_t numbers[] = {1, 4095}; /* version, last page */
-    int file = open(disk, O_RDWR | O_CLOEXEC);
-
-    memset(header, 0, sizeof(header));
-    memcpy(header + 1024, numbers, sizeof(numbers));
-    memcpy(header + sizeof(header) - 10, "SWAPSPACE2", 10);
-    if (file < 0 || write(file, header, sizeof(header)) != sizeof(header) || fsync(file))
-        lab_fail(disk);
-    close(file);
-    if (swapon(disk, SWAP_FLAG_PREFER | priority))
-        lab_fail("swapon");
 }
 
 /* Each processor has slots in hand: whoever wants those of another area goes to another one. */
