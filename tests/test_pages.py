@@ -389,6 +389,23 @@ def test_a_vma_without_an_anon_vma_is_named() -> None:
     assert finding.object_address + tables.era.vma.offset("anon_vma") in change
 
 
+def test_a_tree_that_is_empty_under_its_lock() -> None:
+    # Of a VMA whose bounds are being changed, e.g. that of a stack which exec moves.
+    tables, record = deep_tables(CAPTURE), deep_tables(CAPTURE).era.anon_vma
+    change = pages_moved_into_a_bare_vma(tables)
+    names = {record.offset("rb_node"), record.offset("rb_leftmost")}
+    anon_vma = next(
+        int(each)
+        for each in tables.anon_vmas.address
+        if {int(each) + offset for offset in names} <= set(change)
+    )
+    change = {anon_vma + offset: 0 for offset in names}
+    assert "AV701" in {each.code for each in findings_with(change)}
+    for name, value in (("rwsem_count", 1), ("rwsem_owner", int(tables.tasks.address[-1]))):
+        change |= field_words(CAPTURE.target, record, anon_vma, name, value)
+    assert "AV701" not in {each.code for each in findings_with(change)}
+
+
 def test_a_wrong_page_offset_is_one_finding() -> None:
     # Of a VMA with many pages: its own word is wrong, not theirs. (That the tree is out of order
     # then as well, others say.)

@@ -114,10 +114,14 @@ class PageFacts:
     def freed(self) -> BoolColumn:
         """Folios whose ``mapping`` leads to what is no anon_vma in use: nobody holds it, or no VMA
         is in its tree.
+
+        Whoever changes the bounds of an only VMA takes it out for a moment, under the lock of the
+        family (``vma_prepare()``, since v6.4 also when exec moves its stack).
         """
-        folios, anon_vmas = self.pages.folios, self._facts.tables.anon_vmas
+        facts, folios = self._facts, self.pages.folios
         freed: BoolColumn = (folios.kind == MappingKind.ANON) & (folios.anon_vma_refcount == 0)
-        empty = strip_lock_mark(anon_vmas.rb_root) == 0
+        empty = strip_lock_mark(facts.tables.anon_vmas.rb_root) == 0
+        empty &= ~take(facts.root_writer, facts.root_row, False)
         freed |= (folios.kind == MappingKind.ANON) & take(empty, folios.anon_vma, False)
         return freed & ~self.wild
 
