@@ -31,7 +31,13 @@ from anonvma_inspect.invariants.base import Finding, Severity, State
 from anonvma_inspect.kernel.folio import MappingKind
 from anonvma_inspect.tables import NO_ROW, Pages, Swapped, Tables
 from anonvma_inspect.target import Target, TargetOptions, open_target
-from anonvma_inspect.target.memory import OverlayMemory
+from anonvma_inspect.target.memory import (
+    BoolColumn,
+    ByteRows,
+    Memory,
+    OverlayMemory,
+    U64Column,
+)
 
 from .captures import CAPTURES, Capture
 from .clirun import Cli
@@ -487,6 +493,77 @@ def test_what_stays_is_confirmed_and_what_goes_is_not(monkeypatch: pytest.Monkey
     audited = audit_running(running(CAPTURE.target, [change, {}]), deep=1)
     assert audited.findings_total == 0
     assert {finding.code for finding in audited.transients()} == {"AV711"}
+
+
+# ---- kernels and areas that no fixture has
+
+
+def test_tables_of_addresses() -> None:
+    # As v6.18 has them; from v7.0 on a word is a number of a page frame, with flags.
+    tables, target = tables_of(NEWER), NEWER.target
+    found = find_swap_cache(target)
+    assert not isinstance(found, str)
+    era, variable = found
+    assert era.area is not None
+    assert era.cluster is not None
+    row = rows_of(NEWER, "pinned")[0]
+    swapped = swapped_of(tables)
+    slot, folio = int(swapped.slot[row]), int(swapped.folio[row])
+    clusters = word_at(target, word_at(target, variable) + era.area.offset("cluster_info"))
+    cluster = clusters + slot // 512 * era.cluster.size
+    at = word_at(target, cluster + era.cluster.offset("table")) + slot % 512 * 8
+    assert word_at(target, at) >> 2 & (1 << 40) - 1 == int(swapped.folios.pfn[folio])
+    address = int(swapped.folios.address[folio])
+    for word, is_known in ((address, True), (address + 64, False), (2**64 - 8, False)):
+        again = swapped_of(collect_audit(changed(NEWER, {at: word}), deep=1))
+        assert bool(again.known[row]) == is_known
+        assert (again.folio[row] != NO_ROW) == is_known
+    # A slot that is free, or whose page is only on the disk.
+    for word in (0, 1, 1 << 63 | 0x77 << 3 | 1):
+        again = swapped_of(collect_audit(changed(NEWER, {at: word}), deep=1))
+        assert again.known[row]
+        assert again.folio[row] == NO_ROW
+
+
+class WithOneMore:
+    """Another memory with a word where that has none."""
+
+    def __init__(self, memory: Memory, address: int, word: int) -> None:
+        self._memory, self._address, self._word = memory, np.uint64(address), word
+
+    def gather(self, addresses: U64Column, size: int) -> tuple[ByteRows, BoolColumn]:
+        rows, present = self._memory.gather(addresses, size)
+        for row in np.flatnonzero((addresses == self._address) & (size == 8)):
+            rows[row] = np.frombuffer(self._word.to_bytes(8, "little"), dtype=np.uint8)
+            present[row] = True
+        return rows, present
+
+    def uncached(self) -> WithOneMore:
+        return self
+
+
+def test_an_area_with_several_address_spaces() -> None:
+    # The second one of the area, in which indexes begin anew (since v6.12): here it has the nodes
+    # of the first.
+    tables, target = tables_of(CAPTURE), CAPTURE.target
+    found = find_swap_cache(target)
+    assert not isinstance(found, str)
+    era, variable = found
+    assert era.space is not None
+    row = rows_of(CAPTURE, "pinned")[0]
+    swapped = swapped_of(tables)
+    slot = int(swapped.slot[row]) + (1 << 14)
+    top = word_at(target, variable) + era.space.offset("xa_head")
+    at, place = field_of(CAPTURE, row, "private")
+    entry = entry_of(CAPTURE, int(swapped.vma[row]), int(swapped.address[row]))
+    words = {entry: ((~slot << 14) & (2**64 - 1)) >> 5 | 8, at: place + (1 << 14)}
+    memory = WithOneMore(changed(CAPTURE, words).memory, top + era.space.size, word_at(target, top))
+    again = swapped_of(collect_audit(dataclasses.replace(target, memory=memory), deep=1))
+    assert int(again.slot[row]) == slot
+    assert again.folio[row] != NO_ROW
+    assert int(again.folios.address[again.folio[row]]) == int(
+        swapped.folios.address[swapped.folio[row]]
+    )
 
 
 # ---- targets that are not what they should be
