@@ -358,9 +358,7 @@ def _check_swap_cache(facts: Facts, deep: PageFacts) -> Verdict:
     #   with these, a fault maps it as it is. (With others it is copied, as after KSM.)
     pages = deep.pages
     swapped, vmas = pages.swapped, facts.tables.vmas
-    if swapped.not_read is not None:
-        if not pages.coverage.swapped:
-            return Verdict(0)
+    if swapped.not_read is not None and pages.coverage.swapped:
         return Verdict(0, not_checked=f"the swap cache: {swapped.not_read}")
     rows, owned = deep.cached, deep.owned
     vma, folio = swapped.vma[rows], swapped.folio[rows]
