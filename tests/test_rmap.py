@@ -14,7 +14,7 @@ import drgn
 import numpy as np
 import pytest
 
-from anonvma_inspect.collect import read_rmap
+from anonvma_inspect.collect import frame_at, read_rmap
 from anonvma_inspect.collect.pages import page_sources
 from anonvma_inspect.errors import MissingError
 from anonvma_inspect.helpers import for_each_anon_vma_avc
@@ -271,3 +271,75 @@ def test_what_marks_hugetlb() -> None:
     mark = era_of(new, PAGE_HUGETLB_MAPCOUNT_VALUE="-201326592").hugetlb
     assert mark is not None
     assert (mark.value, mark.mask, mark.huge_index) == (0xF4000000, 0xFF000000, False)
+
+
+def _with_hugetlb() -> list[Capture]:
+    # Snapshots that were taken before those pages were kept do not have them.
+    kept = ("deep-pages-5.10", "deep-pages-7.3")
+    return [capture for capture in DEEP if capture.name in kept or capture.core.suffix == ".core"]
+
+
+HUGE = 2 << 20
+HUGETLB = pytest.mark.parametrize(
+    "capture", _with_hugetlb(), ids=[capture.name for capture in _with_hugetlb()]
+)
+
+
+def hugetlb_of(capture: Capture) -> tuple[int, int, int]:
+    """What the workload did: parent, child, and the address of a private mapping.
+
+    Both wrote to the first huge page, so that each has its own; only the parent, before it forked,
+    wrote to the second.
+    """
+    log = capture.manifest["word"]["log"]
+    (said,) = (event for event in log if event["event"] == "hugetlb")
+    (child,) = (
+        process["pid"] for process in capture.processes() if process["comm"] == "hugetlb-child"
+    )
+    return said["pid"], child, int(said["private"], 16)
+
+
+@HUGETLB
+def test_private_hugetlb(capture: Capture, cli: Cli) -> None:
+    parent, child, base = hugetlb_of(capture)
+    expected = {(parent, base): {parent}, (child, base): {child}}
+    expected |= {(pid, base + HUGE): {parent, child} for pid in (parent, child)}
+    folios = {}
+    for (pid, address), pids in expected.items():
+        answer = document(cli, capture, str(pid), hex(address))
+        folio = folios[pid, address] = answer["folio"]
+        assert (folio["hugetlb"], folio["mapping"]["kind"]) == (True, "anon_vma")
+        assert folio["mapcount"] == folio["entire_mapcount"] == len(pids)
+        assert {each["pid"] for each in answer["vmas"] if each["whole"]} == pids
+        assert {each["address"] for each in answer["vmas"]} == {hex(address)}
+        assert answer["mapping"] == len(pids)
+        text = cli("-c", str(capture.core), "rmap", str(pid), hex(address)).out
+        assert ", 512 pages, hugetlb, " in text
+        assert "audit --deep" not in text
+    assert folios[parent, base]["address"] != folios[child, base]["address"]
+    assert folios[parent, base + HUGE] == folios[child, base + HUGE]
+
+
+@HUGETLB
+def test_an_index_of_either_unit_is_understood(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on v6.6, whose marks are those of kernels of before and after the change.
+    parent, _, base = hugetlb_of(capture)
+    sources = page_sources(capture.target)
+    assert not isinstance(sources, str)
+    assert sources.era.hugetlb is not None
+    mark = dataclasses.replace(sources.era.hugetlb, huge_index=None)
+    either = dataclasses.replace(sources, era=dataclasses.replace(sources.era, hugetlb=mark))
+    for address in (base, base + HUGE):
+        tables = capture.tables
+        mm = tables.tasks.mm[tables.tasks.tgid == parent][0]
+        inside = (tables.vmas.mm == mm) & (tables.vmas.vm_start <= np.uint64(address))
+        vma = int(np.flatnonzero(inside & (tables.vmas.vm_end > np.uint64(address)))[0])
+        frame = frame_at(capture.target, tables, vma, address)
+        with monkeypatch.context() as patched:
+            patched.setattr("anonvma_inspect.collect.rmap.page_sources", lambda _: either)
+            walk = read_rmap(capture.target, frame).walk
+        # The parent's pages are looked for in the child's VMA, too.
+        assert walk.address.tolist() == [address] * 2
+        assert walk.whole.sum() == (1 if address == base else 2)
