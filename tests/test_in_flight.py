@@ -115,6 +115,16 @@ def loose(model: Model, anon_vma: AnonVma, active: int) -> None:
     model.anon_vmas.append(anon_vma)
 
 
+# A VMA's new anon_vma, which is its own root, before anything of it is in order but its reference.
+def loose_root(model: Model, vma: Vma) -> None:
+    assert vma.active is not None
+    root = vma.active
+    root.root = root.parent = vma.anon_vma = root.address
+    root.refcount = root.num_children = root.degree = 1
+    if root not in model.anon_vmas:
+        model.anon_vmas.append(root)
+
+
 @state
 def fork_with_part_of_the_list() -> Scene:
     model, mms = family()
@@ -380,6 +390,70 @@ def red_root_while_a_tree_is_repaired() -> Scene:
     top.rb_parent_color &= ~1
     lock(model.tasks[1], mms[1], root)
     return Scene(model, "rebalance", {"AV203"}, [root], root)
+
+
+# list_add() of the first AVC: what is behind it, here the head, leads back to it already.
+@state
+def first_fault_whose_avc_is_half_on_the_list() -> Scene:
+    model, mms = family()
+    vma = model.map(mms[0], 0x200, 4)
+    model.fault(vma)
+    new = vma.chain.pop()
+    take_from_tree(new)
+    finish(model)
+    loose_root(model, vma)
+    vma.prev = new.node
+    mms[0].lock_readers = 1
+    lock(model.tasks[0], anon_vma_of(vma))
+    counted = anon_vma_of(mms[0].vmas[0])
+    return Scene(model, "linking", {"AV101"}, [], counted, readers=[mms[0]])
+
+
+# list_del() in the first loop of an unlinking: what is behind it leads back past it already.
+def unlink_whose_avc_is_half_off_the_list() -> Scene:
+    scene = unlink_of_which_the_active_one_is_off_the_list()
+    model = scene.model
+    vma = model.mms[1].vmas[0]
+    gone = next(avc for avc in model.avcs if avc.of_vma is vma and avc not in vma.chain)
+    vma.chain.insert(0, gone)
+    vma.next, gone.prev, gone.next = gone.node, vma.head, vma.chain[1].node
+    return scene
+
+
+def test_an_avc_that_goes_off_its_list() -> None:
+    scene = unlink_whose_avc_is_half_off_the_list()
+    result = run(scene.model)
+    assert errors(result) == []
+    assert set(result.in_flight_counts) == {"linking", "unlink"}
+    for locked in scene.locks:
+        locked.write_locked = False
+    assert scene.exits is not None
+    scene.exits.mm_users = 1
+    assert "AV101" in errors(run(scene.model))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("words", [1, 2, 3])
+def test_an_avc_that_comes_onto_a_list(count: int, words: int) -> None:
+    model, mms = family()
+    child, new, old = half_fork(model, mms[2])
+    for avc in old.chain[: -1 - count : -1]:
+        model.link(new, avc.of_anon_vma)
+    finish(model, child)
+    lock(model.tasks[2], mms[2], child, model.anon_vmas[0])
+    tree = old.chain[-1 - count].of_anon_vma
+    comes = Avc(model.elsewhere(64), new.address, tree.address, new, tree)
+    model.avcs.append(comes)
+    first = new.chain[0]
+    first.prev = comes.node
+    comes.next = first.node if words > 1 else 0
+    comes.prev = new.head if words > 2 else 0
+    result = run(model)
+    assert errors(result) == []
+    assert set(result.in_flight_counts) == {"linking", "fork"}
+    # What leads to another list's entry is neither coming nor going.
+    first.prev = old.chain[0].node
+    assert "AV101" in errors(run(model))
 
 
 # A family under ANON_VMA_LAZY, with a child of the child that has its parent's anon_vma.
@@ -714,7 +788,7 @@ def test_kinds_are_messages_of_rules() -> None:
     directory = Path(anonvma_inspect.invariants.__file__).parent
     source = re.sub(r'"\s+f?"', "", "".join(path.read_text() for path in directory.glob("*.py")))
     # Those that a rule makes of a name and the rest.
-    made = ("rb_left of", "rb_right of", "a anon_vma that", "anon_vma points to")
+    made = ("rb_left of", "rb_right of", "a anon_vma that", "anon_vma points to", "prev ")
     for name in kinds.__all__:
         for message in getattr(kinds, name):
             assert message in source or message.startswith(made), message

@@ -10,6 +10,7 @@ __all__ = (
     "EMPTY_LIST",
     "FREED",
     "GONE",
+    "LINKS",
     "MAP_COUNT",
     "NOT_IN_MM",
     "OUT_OF_TREE",
@@ -33,6 +34,11 @@ RANGES: Kinds = (
 MAP_COUNT: Kinds = ("map_count is not the number of VMAs in the mm's tree",)
 #: AV003
 DETACHED: Kinds = ("a VMA in its mm's tree is marked as detached from it",)
+#: AV101
+LINKS: Kinds = (
+    "prev in avc->same_vma disagrees with the other entries",
+    "prev of a list head, vma->anon_vma_chain, disagrees with the other entries",
+)
 #: AV104, AV106: a list that some AVCs are missing from.
 SHORT_LIST: Kinds = (
     "the root of the anon_vmas in a chain is not in that chain",

@@ -23,6 +23,7 @@ from anonvma_inspect.in_flight import (
     upgrade,
 )
 from anonvma_inspect.in_flight.draft import Draft
+from anonvma_inspect.in_flight.linking import finish_linking
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
 from anonvma_inspect.invariants import catalogue
@@ -144,9 +145,26 @@ def _seen(results: Sequence[Result]) -> _Seen:
     return {key: np.sort(addresses) for key, addresses in seen.items()}
 
 
+# The operations that hold, first with lists on which something comes or goes set right; unless that
+# shows what the lists had hidden.
+def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operation]]:
+    tables, linking = finish_linking(Scene(facts, before.results))
+    if linking:
+        seen, operations = _settle_operations(Facts(tables), catalogue.audit(tables))
+        if _is_within(seen, _seen(before.results)):
+            return seen, operations + linking
+    return _settle_operations(facts, before)
+
+
+def _is_within(seen: _Seen, known: _Seen) -> bool:
+    return all(
+        key in known and np.isin(addresses, known[key]).all() for key, addresses in seen.items()
+    )
+
+
 # The operations that hold: settling them leaves nothing wrong in their families and mms that was
 # not wrong before. Of what one state may be taken for, the first that also leaves nothing of it.
-def _settle(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operation]]:
+def _settle_operations(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, list[Operation]]:
     scene = Scene(facts, before.results)
     choices: _Choices = {}
     for recognise in _RECOGNISERS:

@@ -114,6 +114,21 @@ class Scene:
         owner = int(mms.lock_owner[mm]) if held == "write" else 0
         return self._lock("mmap_lock", int(mms.address[mm]), held, owner)
 
+    def list_lock(self, vma: int, *, leaves: bool = False) -> Lock | None:
+        """The lock under which a VMA's list may be at work on; ``None`` if nobody has it.
+
+        :param leaves: Only if the VMA may be leaving its anon_vmas: with the lock held for read
+            that is the second half of munmap, with the VMA out of its mm's tree.
+        """
+        mm = int(self.tables.vmas.mm[vma])
+        if mm == NO_ROW:
+            return None
+        if self.mm_exiting[mm] or self.mm_writer[mm]:
+            return self.mm_lock(mm)
+        if self.mm_reader[mm] and (not leaves or self.tables.vmas.slot[vma] == NO_ROW):
+            return self.mm_lock(mm, "read")
+        return None
+
     def root_lock(self, anon_vma: int, held: str = "write") -> Lock:
         """The lock of an anon_vma's family."""
         anon_vmas = self.tables.anon_vmas

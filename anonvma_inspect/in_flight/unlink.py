@@ -57,7 +57,7 @@ def recognise(scene: Scene) -> Iterator[Operation]:
     for vma in np.flatnonzero(odd).tolist():
         if not scene.own_list(vma):
             continue
-        lock = _lock(scene, vma)
+        lock = scene.list_lock(vma, leaves=True)
         if lock is None:
             continue
         avcs, members = scene.chain(vma), scene.members(vma)
@@ -166,21 +166,6 @@ def _told(scene: Scene, code: str) -> dict[int, list[int]]:
         for row in rows[take(scene.family_held, rows, False)].tolist():
             told.setdefault(int(scene.facts.root_row[row]), []).append(row)
     return told
-
-
-# Who may unlink a VMA: munmap(), with the VMA out of its mm's tree and the lock perhaps only for
-# read; whatever holds the lock for write; and exit.
-def _lock(scene: Scene, vma: int) -> Lock | None:
-    mm = int(scene.tables.vmas.mm[vma])
-    if mm == NO_ROW:
-        return None
-    if scene.mm_exiting[mm]:
-        return scene.mm_lock(mm)
-    if scene.mm_writer[mm]:
-        return scene.mm_lock(mm)
-    if scene.mm_reader[mm] and scene.tables.vmas.slot[vma] == NO_ROW:
-        return scene.mm_lock(mm, "read")
-    return None
 
 
 # The first loop is over: the pointer is NULL, or as it was in kernels that leave it.

@@ -350,7 +350,11 @@ INVARIANTS = (
             "of these is a leak. If KSM's rmap_items could not be read, the finding says so: they "
             "may be all there is to it. Told only of families that are known as a whole."
         ),
-        consequence="If it is a leak, the anon_vma and its root are never freed.",
+        consequence=(
+            "If it is a leak, the anon_vma and its root are never freed. If many families have one "
+            "too many, pages may be in migration, hundreds at a time: audit --deep "
+            "knows them."
+        ),
         lock="None: atomic.",
         source=(
             "anon_vma_fork(), __put_anon_vma() in mm/rmap.c; folio_get_anon_vma() in mm/rmap.c and "
