@@ -7,11 +7,13 @@ is laid out anew; its shape is not judged by a draft.
 from __future__ import annotations
 
 import dataclasses
+from functools import cached_property
 
 import numpy as np
 
 from anonvma_inspect.in_flight.layout import copied, lay_out
 from anonvma_inspect.invariants.columns import take
+from anonvma_inspect.invariants.counts import known_references
 from anonvma_inspect.invariants.facts import Facts
 from anonvma_inspect.kernel.tags import AnonVmaKind
 from anonvma_inspect.tables import (
@@ -68,6 +70,9 @@ class Draft:
         #: anon_vmas that nothing leads to any more, though their counts say otherwise; known once
         #: the tables are made.
         self.leftovers: RowColumn = np.empty(0, dtype=np.int64)
+        #: anon_vmas that only somebody who is not known keeps, as they had as many references too
+        #: many before; likewise.
+        self.kept: RowColumn = np.empty(0, dtype=np.int64)
 
     # ---- trees and lists
 
@@ -292,5 +297,21 @@ class Draft:
         counted = anon_vmas.refcount != 0
         for name in ("num_children", "num_active_vmas"):
             counted |= self._counter(name) != 0
-        self.leftovers = touched[~held[touched] & counted[touched]]
+        left = touched[~held[touched] & counted[touched]]
+        # Whoever had a reference that nobody knows of has it still, and so the anon_vma its own to
+        # the root.
+        kept = (anon_vmas.refcount > 0) & (anon_vmas.refcount <= self._surplus)
+        for name in ("num_children", "num_active_vmas"):
+            kept &= self._counter(name) == 0
+        self.leftovers, self.kept = left[~kept[left]], left[kept[left]]
+        reached[self.kept] = True
         return reached
+
+    # References too many that each anon_vma had before, if AV404 says so.
+    @cached_property
+    def _surplus(self) -> I64Column:
+        facts, anon_vmas = self._facts, self._tables.anon_vmas
+        _, most = known_references(facts)
+        judged = facts.believed & anon_vmas.family_whole
+        surplus: I64Column = np.where(judged, anon_vmas.refcount - most, 0)
+        return surplus

@@ -27,7 +27,14 @@ from anonvma_inspect.in_flight.linking import finish_linking
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
 from anonvma_inspect.invariants import catalogue
-from anonvma_inspect.invariants.base import Finding, Invariant, Result, Violations, state_of
+from anonvma_inspect.invariants.base import (
+    Finding,
+    Invariant,
+    Result,
+    Severity,
+    Violations,
+    state_of,
+)
 from anonvma_inspect.invariants.catalogue import CATALOGUE
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.invariants.facts import Facts
@@ -50,6 +57,8 @@ _RECOGNISERS = (
 )
 # Operations that do not fit are put aside, and the others tried again; not for ever.
 _ROUNDS = 8
+# What tells of references too many.
+_PINNED = "AV404"
 
 
 @dataclass(frozen=True)
@@ -175,33 +184,91 @@ def _settle_operations(facts: Facts, before: catalogue.Audit) -> tuple[_Seen, li
                 key = (operation.anon_vmas | operation.mms, operation.name)
             choices.setdefault(key, []).append(operation)
     known = _seen(before.results)
+    second_best: dict[_State, Operation] = {}
     for _ in range(_ROUNDS):
-        operations = [chosen[0] for chosen in choices.values()]
-        if not operations:
+        if not choices:
             break
-        draft = Draft(facts)
-        for operation in operations:
-            operation.settle(draft)
-        results = catalogue.run(draft.tables())
-        roots, mms = _spoiled(facts, results, known)
-        roots |= set(draft.leftovers.tolist())
-        left = _left(facts, results, operations)
-        if not _reconsider(facts, choices, roots, mms, left):
-            return _seen(results), operations
+        tried = _try(facts, known, [chosen[0] for chosen in choices.values()])
+        left, pinned = _left(facts, tried.results, tried.operations)
+        for key, chosen in choices.items():
+            if id(chosen[0]) in pinned - left and not tried.spoils(facts, chosen[0]):
+                second_best.setdefault(key, chosen[0])
+        if not _reconsider(facts, choices, tried, left | pinned):
+            return _accepted(facts, known, _better(facts, known, tried, choices, second_best))
     return known, []
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What comes of settling some operations: families (by their roots) and mms of which something
+    is found that was not before; and anon_vmas that only an unknown holder keeps.
+    """
+
+    operations: list[Operation]
+    results: Sequence[Result]
+    roots: set[int]
+    mms: set[int]
+    kept: RowColumn
+
+    def spoils(self, facts: Facts, operation: Operation) -> bool:
+        return bool(_families(facts, operation) & self.roots or operation.mms & self.mms)
+
+    @property
+    def errors(self) -> int:
+        return sum(
+            result.total for result in self.results if result.invariant.severity is Severity.ERROR
+        )
+
+
+def _try(facts: Facts, known: _Seen, operations: list[Operation]) -> _Trial:
+    draft = Draft(facts)
+    for operation in operations:
+        operation.settle(draft)
+    results = catalogue.run(draft.tables())
+    roots, mms = _spoiled(facts, results, known)
+    return _Trial(operations, results, roots | set(draft.leftovers.tolist()), mms, draft.kept)
+
+
+# Of what a state may be taken for, one was passed over only for references that nobody knows of:
+# with those, it may be that nothing explains them, and that it explains more than what came after.
+def _better(
+    facts: Facts,
+    known: _Seen,
+    tried: _Trial,
+    choices: _Choices,
+    second_best: dict[_State, Operation],
+) -> _Trial:
+    instead = [second_best.get(key, chosen[0]) for key, chosen in choices.items()]
+    if instead == tried.operations:
+        return tried
+    again = _try(facts, known, instead)
+    if again.errors < tried.errors and not (again.roots or again.mms):
+        return again
+    return tried
+
+
+# What the rules say then. That somebody holds an anon_vma who is not known is said still, if it is
+# only out of sight.
+def _accepted(facts: Facts, known: _Seen, tried: _Trial) -> tuple[_Seen, list[Operation]]:
+    seen = _seen(tried.results)
+    kept = facts.tables.anon_vmas.address[tried.kept]
+    for key, addresses in known.items():
+        if key[0] == _PINNED:
+            still = addresses[np.isin(addresses, kept)]
+            seen[key] = np.union1d(seen.get(key, still), still)
+    return seen, tried.operations
 
 
 # Go on to what else a state may be, or drop what spoils its family; whether there was any of that.
 def _reconsider(
     facts: Facts,
     choices: _Choices,
-    roots: set[int],
-    mms: set[int],
+    tried: _Trial,
     left: set[int],
 ) -> bool:
     others, spoilers = [], []
     for key, chosen in choices.items():
-        spoils = bool(_families(facts, chosen[0]) & roots or chosen[0].mms & mms)
+        spoils = tried.spoils(facts, chosen[0])
         if len(chosen) > 1 and (spoils or id(chosen[0]) in left):
             others.append(key)
         elif spoils:
@@ -214,13 +281,18 @@ def _reconsider(
     return bool(others or spoilers)
 
 
-# Operations that leave findings of their own kind, by id().
-def _left(facts: Facts, results: Sequence[Result], operations: Sequence[Operation]) -> set[int]:
+# Operations that leave findings of their own kind, by id(): others than references too many, and
+# those.
+def _left(
+    facts: Facts, results: Sequence[Result], operations: Sequence[Operation]
+) -> tuple[set[int], set[int]]:
     left: set[int] = set()
+    pinned: set[int] = set()
     for result in results:
+        these = pinned if result.invariant.code == _PINNED else left
         for group in result.violations:
-            left.update(id(owner) for owner in _owners(facts, group, operations).values())
-    return left
+            these.update(id(owner) for owner in _owners(facts, group, operations).values())
+    return left, pinned
 
 
 def _families(facts: Facts, operation: Operation) -> set[int]:

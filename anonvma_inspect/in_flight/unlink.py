@@ -91,7 +91,8 @@ def _shortened(scene: Scene) -> BoolColumn:
             told += vmas.active[group.vma[group.vma != NO_ROW]].tolist()
         if group.anon_vma is not None:
             told += group.anon_vma.tolist()
-    leaves = (vmas.slot == NO_ROW) | take(scene.mm_exiting, vmas.mm, False)
+    # mremap() with MREMAP_DONTUNMAP unlinks what stays in the mm's tree.
+    leaves = (vmas.slot == NO_ROW) | take(scene.mm_exiting | scene.mm_writer, vmas.mm, False)
     short: BoolColumn = leaves & (vmas.active != NO_ROW) & np.isin(vmas.active, told)
     return short & take(scene.family_held, vmas.active, False)
 

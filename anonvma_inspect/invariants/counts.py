@@ -23,7 +23,7 @@ from anonvma_inspect.kernel.era import Era
 from anonvma_inspect.tables import NO_ROW, I64Column, RowColumn, Tables, find_rows, marked
 from anonvma_inspect.target.memory import BoolColumn
 
-__all__ = ("INVARIANTS",)
+__all__ = ("INVARIANTS", "known_references")
 
 
 def _count(rows: RowColumn, length: int) -> I64Column:
@@ -132,10 +132,13 @@ def _has_separate_counts(era: Era) -> str | None:
     return "this kernel counts children and VMAs together, in degree (see AV401)"
 
 
-# References that are known: one for a tree that is not empty, one for each stable rmap_item, one
-# for each VMA that has it from its parent (ANON_VMA_LAZY), and in a root one for each other
-# anon_vma of the family. At least: of those of which nothing is doubtful.
-def _references(facts: Facts) -> tuple[I64Column, I64Column]:
+def known_references(facts: Facts) -> tuple[I64Column, I64Column]:
+    """How many references of each anon_vma are known: one for a tree that is not empty, one for
+    each stable rmap_item, one for each VMA that has it from its parent (ANON_VMA_LAZY), and in a
+    root one for each other anon_vma of the family.
+
+    :return: At least (of those of which nothing is doubtful), and at most.
+    """
     anon_vmas = facts.tables.anon_vmas
     count = len(anon_vmas.address)
     itself = np.arange(count)
@@ -163,7 +166,7 @@ def _check_refcount_low(facts: Facts) -> Verdict:
     #   one for each other anon_vma of its family.
     anon_vmas = facts.tables.anon_vmas
     believed = facts.believed
-    least, _ = _references(facts)
+    least, _ = known_references(facts)
     least = np.maximum(least, 1)
     dead = believed & (anon_vmas.refcount <= 0)
     low = np.flatnonzero(believed & ~dead & (anon_vmas.refcount < least))
@@ -211,7 +214,7 @@ def _check_refcount_high(facts: Facts) -> Verdict:
     if facts.believed.any() and not judged.any():
         why = "no family of anon_vmas is known as a whole"
         return Verdict(0, not_checked=why if facts.era.tags.certain else NOT_SURE)
-    _, most = _references(facts)
+    _, most = known_references(facts)
     if facts.pages is not None:
         most = most + facts.pages.pins
     # The anon_vma that an rmap_item should lead to, or its root, may be any.
