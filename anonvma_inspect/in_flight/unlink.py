@@ -86,13 +86,16 @@ def recognise(scene: Scene) -> Iterator[Operation]:
 def _shortened(scene: Scene) -> BoolColumn:
     vmas = scene.tables.vmas
     told = [NO_ROW]
+    named = np.zeros(len(vmas.address), dtype=bool)
     for group in (*scene.violations("AV104"), *scene.violations("AV106")):
         if group.vma is not None:
-            told += vmas.active[group.vma[group.vma != NO_ROW]].tolist()
+            named[group.vma[group.vma != NO_ROW]] = True
         if group.anon_vma is not None:
             told += group.anon_vma.tolist()
+    told += vmas.active[named].tolist()
+    leaves = (vmas.slot == NO_ROW) | take(scene.mm_exiting, vmas.mm, False)
     # mremap() with MREMAP_DONTUNMAP unlinks what stays in the mm's tree.
-    leaves = (vmas.slot == NO_ROW) | take(scene.mm_exiting | scene.mm_writer, vmas.mm, False)
+    leaves |= named & take(scene.mm_writer, vmas.mm, False)
     short: BoolColumn = leaves & (vmas.active != NO_ROW) & np.isin(vmas.active, told)
     return short & take(scene.family_held, vmas.active, False)
 

@@ -117,8 +117,10 @@ def assert_explained(player: Player, image: Image) -> set[str]:
     result = in_flight.audit(collect(image.target()))
     assert not result.failures
     findings = list(result.findings())
-    # An anon_vma that is about to be put refers to its root, though nothing may lead to it.
-    lasting = surplus(player) | {
+    # An anon_vma that is about to be put refers to its root, though nothing may lead to it; what is
+    # pinned may have lost its tree a moment ago.
+    lasting = surplus(player) | set(player.machine.pins)
+    lasting |= {
         anon_vma.root for anon_vma in player.machine.live(AnonVma) if anon_vma.tree.root is None
     }
     legal = {("AV404", image.at("anon_vma", each)) for each in lasting}
