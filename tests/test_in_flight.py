@@ -456,6 +456,30 @@ def test_an_avc_that_comes_onto_a_list(count: int, words: int) -> None:
     assert "AV101" in errors(run(model))
 
 
+# mmap() over a mapping, which it has marked and unlinks, and which the mm's tree has until the end.
+def test_an_unlinking_of_what_is_mapped_over() -> None:
+    scene = unlink_whose_anon_vma_is_freed()
+    scene.model.mms[2].vmas[0].attached = False
+    result = run(scene.model)
+    assert errors(result) == []
+    assert set(result.in_flight_counts) == {"unlink", "munmap"}
+
+
+# Up to some 6.x, the nodes that a store replaces are marked as dead before that.
+def test_a_maple_tree_with_nodes_that_are_about_to_be_replaced() -> None:
+    model, mms = family()
+    finish(model)
+    node = model.elsewhere(256)
+    for problem in ("the node has pivots out of order", "the node is dead"):
+        model.broken.append((mms[0], node, "maple_node", node | 0xC, problem))
+    assert errors(run(model)) == ["AV002", "AV002"]
+    lock(model.tasks[0], mms[0])
+    assert errors(run(model)) == []
+    other = model.elsewhere(256)
+    model.broken.append((mms[0], other, "maple_node", other | 0xC, model.broken[0][4]))
+    assert errors(run(model)) == ["AV002"]
+
+
 # A family under ANON_VMA_LAZY, with a child of the child that has its parent's anon_vma.
 def lazy_family() -> tuple[Model, list[Mm], Vma]:
     model, mms = family(replace(_ERAS[-1], tags=TagScheme("lazy", "", vma=1, parent=2)))

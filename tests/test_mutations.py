@@ -17,10 +17,11 @@ from .test_invariants import address, key
 from .test_invariants_tags import CASES as TAG_CASES
 from .test_lazy_folios import CODES as LAZY_FOLIOS
 from .test_pages import CASES as PAGE_CASES
+from .test_swap import CODES as SWAP_CODES
 
 CASES = {**PLAIN_CASES, **TAG_CASES}
 #: Rules about pages, which handmade tables do not have: of these, a case asks for the code alone.
-OF_PAGES = {code for code, _ in PAGE_CASES.values()} | set(LAZY_FOLIOS)
+OF_PAGES = {code for code, _ in PAGE_CASES.values()} | {*LAZY_FOLIOS, *SWAP_CODES}
 
 
 def silenced(invariant: Invariant) -> Invariant:

@@ -15,6 +15,7 @@ from anonvma_inspect.in_flight.draft import Draft
 from anonvma_inspect.in_flight.layout import copied
 from anonvma_inspect.in_flight.operation import Operation
 from anonvma_inspect.in_flight.scene import Scene
+from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.tables import NO_ROW, ChainEnd, Tables, find_rows
 
 __all__ = ("finish_linking",)
@@ -32,9 +33,8 @@ def finish_linking(scene: Scene) -> tuple[Tables, list[Operation]]:
     """
     tables, words = scene.tables, scene.facts.list_words
     avcs = tables.avcs
-    home = np.where(
-        words.in_vma, words.owner, scene.facts.home[np.where(words.in_vma, 0, words.owner)]
-    )
+    of_avc = take(scene.facts.home, np.where(words.in_vma, NO_ROW, words.owner), NO_ROW)
+    home = np.where(words.in_vma, words.owner, of_avc)
     alone = np.bincount(home[home != NO_ROW], minlength=len(tables.vmas.address)) == 1
     operations = []
     vmas, new_avcs = copied(tables.vmas, "chain_prev"), copied(avcs, "prev")

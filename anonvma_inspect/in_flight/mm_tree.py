@@ -21,7 +21,9 @@ def recognise(scene: Scene) -> Iterator[Operation]:
 
     munmap marks the VMAs of its range as detached one by one, from below, before it clears the
     range in the mm's tree in one step (``vms_gather_munmap_vmas()``, mm/vma.c, v6.12 and v7.3;
-    ``do_vmi_align_munmap()``, mm/mmap.c, v6.4 on). So they are neighbours.
+    ``do_vmi_align_munmap()``, mm/mmap.c, v6.4 on). So they are neighbours. mmap over mappings that
+    are there stores the new one over them last of all, when they are unlinked already
+    (``__mmap_region()``, mm/mmap.c, v6.12).
 
     Whoever stores a VMA in the tree counts it after that, and whoever removes some counts them off
     after that (all eras; of munmap in v6.12 and later, many at once): the count may be one too low,
@@ -51,6 +53,7 @@ def _gathered(scene: Scene) -> Iterator[Operation]:
             kinds.DETACHED,
             settle,
             vmas=frozenset(here.tolist()),
+            beside=True,
         )
 
 

@@ -141,11 +141,14 @@ def _check_vma_range(facts: Facts) -> Verdict:
     over = np.zeros(len(judged), dtype=bool)
     over[1:] = (slots.mm[judged[1:]] == slots.mm[judged[:-1]]) & (start[1:] < end[:-1])
     over = np.flatnonzero(over & (start < end))
-    # A red-black tree is out of order while it is changed; a maple tree never is.
+    # A red-black tree is out of order while it is changed; a maple tree is not, but for nodes that
+    # are about to be replaced.
     broken = take(facts.mm_judged, tables.broken.mm, False)
+    changing = take(facts.mm_writer, tables.broken.mm, False)
     if facts.era.maple_node is None:
-        changing = take(facts.mm_writer, tables.broken.mm, False)
         broken &= ~changing | _is_no_pointer(facts)
+    else:
+        broken &= ~(changing & _is_of_dead_node(facts))
     groups = [
         facts.of_vmas(
             "a VMA starts elsewhere than its entry in the mm's tree",
@@ -204,6 +207,15 @@ def _check_vma_range(facts: Facts) -> Verdict:
         ),
     ]
     return Verdict(len(judged), groups)
+
+
+# mas_wmb_replace(), lib/maple_tree.c, v6.1: nodes are marked as dead before others take their place
+# (later kernels do it after that), and hang on a list by what was their first pivot (mat_add()).
+def _is_of_dead_node(facts: Facts) -> BoolColumn:
+    broken = facts.tables.broken
+    dead = broken.address[broken.problem == "the node is dead"]
+    of_dead: BoolColumn = np.isin(broken.address, dead)
+    return of_dead
 
 
 def _range_text(facts: Facts, rows: RowColumn) -> Text:
