@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import random
 import re
@@ -310,8 +311,11 @@ def lost_from_the_tree(tables: Tables) -> Change:
 def merged_into_nothing(tables: Tables) -> Change:
     deep = pages_of(tables)
     folio = int(np.flatnonzero(deep.folios.kind == MappingKind.KSM)[0])
-    node = int(deep.folios.pointer[folio])
-    return {word_of(tables, folio, deep.mapping_offset): node + 64 | 3}
+    nodes = set(tables.stable_nodes.address.tolist())
+    nothing = next(
+        at for at in itertools.count(int(deep.folios.pointer[folio]), 64) if at not in nodes
+    )
+    return {word_of(tables, folio, deep.mapping_offset): nothing | 3}
 
 
 @case("AV708")
