@@ -42,20 +42,9 @@ static long get(const char *path, const char *name)
     return got <= 0 || !found ? -1 : strtol(found, NULL, 10);
 }
 
-/* Pages alike in pairs, so that every other one is merged within the process already. */
-static char *alike(void)
-{
-    char *got = map_pages(pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-
-    for (long i = 0; i < pages; i++)
-        memset(got + i * LAB_PAGE, (int)(1 + i / 2), LAB_PAGE);
-    advise(got, pages, MADV_MERGEABLE, "MADV_MERGEABLE");
-    return got;
-}
-
 static void sharer(uint32_t index)
 {
-    char *own = alike();
+    char *own = alike(pages);
     uint32_t born = lab_index();
 
     (void)index;
@@ -88,7 +77,7 @@ static void merge(void)
 /* A merged page written to is a page of its own again. */
 static void breaker(uint32_t index)
 {
-    char *own = alike();
+    char *own = alike(pages);
 
     lab_name("ksm-breaker");
     lab_post(index);
@@ -103,7 +92,7 @@ static void leaver(uint32_t index)
 {
     pid_t child;
 
-    alike();
+    alike(pages);
     lab_name("ksm-leaver");
     child = lab_fork();
     if (child) {

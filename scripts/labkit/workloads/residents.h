@@ -32,6 +32,17 @@ static inline void advise(char *start, size_t pages, int advice, const char *wha
         lab_log("refused what=%s errno=%d", what, errno);
 }
 
+/* Pages alike in pairs, so that every other one is merged within the process already. */
+static inline char *alike(size_t pages)
+{
+    char *got = map_pages(pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+
+    for (size_t i = 0; i < pages; i++)
+        memset(got + i * LAB_PAGE, (int)(1 + i / 2), LAB_PAGE);
+    advise(got, pages, MADV_MERGEABLE, "MADV_MERGEABLE");
+    return got;
+}
+
 /* Runs a resident in a process of its own; it posts its index when it is settled. */
 static inline void resident(void (*life)(uint32_t index))
 {

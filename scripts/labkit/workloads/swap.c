@@ -349,16 +349,6 @@ static void join(void)
     set(GROUP "/swap/cgroup.procs", number);
 }
 
-static char *alike(void)
-{
-    char *got = map_pages(pages, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
-
-    for (long i = 0; i < pages; i++)
-        memset(got + i * LAB_PAGE, (int)(1 + i / 2), LAB_PAGE);
-    advise(got, pages, MADV_MERGEABLE, "MADV_MERGEABLE");
-    return got;
-}
-
 static void merged(uint32_t index)
 {
     uint32_t born = lab_index(), reclaimed = lab_index(), seen = lab_index();
@@ -377,7 +367,7 @@ static void merged(uint32_t index)
     if (!lab_fork()) {
         lab_name("merged-other");
         join();
-        own = alike();
+        own = alike(pages);
         lab_post(born);
         lab_await(reclaimed);
         look(own, 0, pages / 2, 1);
@@ -388,7 +378,7 @@ static void merged(uint32_t index)
     if (!lab_fork()) {
         lab_name("merged-one");
         join();
-        own = alike();
+        own = alike(pages);
         scans = get("/sys/kernel/mm/ksm/full_scans");
         set("/sys/kernel/mm/ksm/pages_to_scan", "4000");
         set("/sys/kernel/mm/ksm/sleep_millisecs", "5");
