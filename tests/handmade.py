@@ -441,10 +441,7 @@ class Model:
             vma.anon_vma = self._word(vma)
             mapped = any(vma in mm.vmas for mm in self.mms)
             vma.root_refs = mapped + sum(other.lazy is vma for other in self.vmas)
-            nodes = [vma.head, *(avc.node for avc in vma.chain), vma.head]
-            vma.next, vma.prev = nodes[1], nodes[-2]
-            for index, avc in enumerate(vma.chain):
-                avc.prev, avc.next = nodes[index], nodes[index + 2]
+            self.finish_list(vma)
         for node in self.stable_nodes:
             node.rmap_hlist_len = len(node.items)
         in_use = [a for a in self.anon_vmas if a.tree or self._held(a)]
@@ -463,6 +460,13 @@ class Model:
             anon_vma.refcount = bool(anon_vma.tree) + self._held(anon_vma) + lazy + others
             self._finish_tree(anon_vma)
         return self
+
+    def finish_list(self, vma: Vma) -> None:
+        """Make the words of a VMA's list follow from what is on it."""
+        nodes = [vma.head, *(avc.node for avc in vma.chain), vma.head]
+        vma.next, vma.prev = nodes[1], nodes[-2]
+        for index, avc in enumerate(vma.chain):
+            avc.prev, avc.next = nodes[index], nodes[index + 2]
 
     def _word(self, vma: Vma) -> int:
         tags = self.era.tags

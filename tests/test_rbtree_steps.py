@@ -13,15 +13,11 @@ from anonvma_inspect.invariants.base import Severity
 
 from . import rbtree_steps
 from .captures import few_or_all
-from .handmade import PAGE, RAM, AnonVma, Avc, Mm, Model, Task
+from .handmade import PAGE, Avc, Mm, Model
+from .test_in_flight import NO_TASK, lock
 
 #: The model after each word, and what was done last.
 States = Iterator[tuple[Model, str]]
-
-
-def lock(task: Task, *objects: Mm | AnonVma) -> None:
-    for locked in objects:
-        locked.write_locked, locked.lock_owner = True, task.address
 
 
 # A process whose mapping is cut into parts of different lengths, and its child.
@@ -68,11 +64,7 @@ def unmapping(parts: int, which: int, generation: int, source: random.Random) ->
             continue
         vma.chain.remove(avc)
         model.avcs.remove(avc)
-        vma.next = vma.chain[0].node if vma.chain else vma.head
-        if vma.chain:
-            vma.chain[0].prev = vma.head
-        else:
-            vma.prev = vma.head
+        model.finish_list(vma)
         yield model, "off the list"
 
 
@@ -113,10 +105,7 @@ def forking(parts: int, which: int, generation: int, source: random.Random) -> S
         avc.rb_parent_color, avc.rb_left, avc.rb_right = 0x6B6B, 0x6B6B6B6B, mm.address
         model.avcs.append(avc)
         new.chain.insert(0, avc)
-        nodes = [new.head, *(each.node for each in new.chain), new.head]
-        new.next, new.prev = nodes[1], nodes[-2]
-        for index, each in enumerate(new.chain):
-            each.prev, each.next = nodes[index], nodes[index + 2]
+        model.finish_list(new)
         yield model, "on the list"
         for step, _ in enumerate(rbtree_steps.insert(tree, avc)):
             yield model, f"insertion into {tree.address:#x}, step {step}"
@@ -204,7 +193,7 @@ def test_not_if_nobody_holds_the_lock(operation: str) -> None:
     for which in range(9):
         for model, _ in MAKERS[operation](9, which, source):
             root = model.anon_vmas[0]
-            owner, root.lock_owner = root.lock_owner, RAM + 0x3F00000
+            owner, root.lock_owner = root.lock_owner, NO_TASK
             found = catalogue.audit(model.tables()).findings()
             broken = [finding.code for finding in found if finding.code in shape]
             if broken:
