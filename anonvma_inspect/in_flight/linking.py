@@ -32,6 +32,8 @@ def finish_linking(scene: Scene) -> tuple[Tables, list[Operation]]:
         themselves if there are none.
     """
     tables, words = scene.tables, scene.facts.list_words
+    if not len(words.owner):
+        return tables, []
     avcs = tables.avcs
     of_avc = take(scene.facts.home, np.where(words.in_vma, NO_ROW, words.owner), NO_ROW)
     home = np.where(words.in_vma, words.owner, of_avc)

@@ -130,13 +130,19 @@ def _subtree(scene: Scene, top: int, tree: int) -> list[int]:
     return part
 
 
+# AVCs that say that they are of an anon_vma, in its tree or not.
+def _avcs_of(scene: Scene, anon_vma: int) -> RowColumn:
+    facts = scene.facts
+    rows: RowColumn = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == anon_vma))
+    return rows
+
+
 # All pointers lead to AVCs of this anon_vma, or to the one that is being inserted or removed, whose
 # VMA nothing may lead to: each is right, was right a moment ago, or will be soon. Of what is in the
 # tree, and of what is cut off from it.
 def _leads_inside(scene: Scene, tree: int, part: list[int]) -> bool:
-    tables, facts = scene.tables, scene.facts
-    avcs = tables.avcs
-    all_of_it = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == tree))
+    tables, avcs = scene.tables, scene.tables.avcs
+    all_of_it = _avcs_of(scene, tree)
     member = np.append(all_of_it[scene.in_tree(all_of_it)], np.array(part, dtype=np.int64))
     pointers = [
         strip_lock_mark(tables.anon_vmas.rb_root[[tree]]),
@@ -182,8 +188,8 @@ def _may_be_stale(scene: Scene, tree: int) -> bool:
     above = nodes.parent[large]
     on_the_way = (above == NO_ROW) | np.isin(above, small)
     on_the_way |= take(stored, above, 0) >= stored[large]
-    all_of_it = facts.avc_known & (facts.avc_anon_vma_row == tree)
-    known = np.isin(stored[large], scene.tables.vmas.key_last[facts.home[all_of_it]])
+    last = scene.tables.vmas.key_last[facts.home[_avcs_of(scene, tree)]]
+    known = np.isin(stored[large], last)
     known |= stored[large] <= _LAST_PAGE
     return bool((on_the_way & known).all())
 
@@ -191,6 +197,5 @@ def _may_be_stale(scene: Scene, tree: int) -> bool:
 # The writer works on some mm with a VMA in the tree, or whose VMA has just left it.
 def _is_at_work(scene: Scene, root: int, tree: int) -> bool:
     tables, facts = scene.tables, scene.facts
-    avcs = np.flatnonzero(facts.avc_known & (facts.avc_anon_vma_row == tree))
-    mm = np.unique(take(tables.vmas.mm, facts.home[avcs], NO_ROW))
+    mm = np.unique(take(tables.vmas.mm, facts.home[_avcs_of(scene, tree)], NO_ROW))
     return any(scene.works_on(root, each) for each in mm[mm != NO_ROW].tolist())
