@@ -16,7 +16,7 @@ from anonvma_inspect.collect.swap_cache import SwapCache, find_swap_cache
 from anonvma_inspect.errors import TargetError
 from anonvma_inspect.kernel.folio import FolioEra, MappingKind, resolve_folio_era
 from anonvma_inspect.kernel.page_table import EntryKind, PageTableFormat, resolve_page_tables
-from anonvma_inspect.kernel.swap_cache import SLOT_BITS
+from anonvma_inspect.kernel.swap_cache import join_entry, split_entry
 from anonvma_inspect.kernel.vm_flags import VM_NOT_ANONYMOUS
 from anonvma_inspect.parallel import run_parallel
 from anonvma_inspect.tables import (
@@ -186,7 +186,7 @@ class _Pages:
             record.offset("mapping"),
             record.offset("index"),
             self._era.flags["locked"],
-            self._era.flags["locked"] | self._era.flags.get("writeback", 0),
+            self._era.busy,
             self._era.struct,
             np.flatnonzero(self._unclear),
         )
@@ -201,9 +201,9 @@ class _Pages:
         if not isinstance(found, str):
             era, variable = found
             cache = SwapCache(self._reader, era, variable, self._era, self._folios)
-            key = slots.area << np.uint64(SLOT_BITS) | slots.slot
+            key = join_entry(slots.area, slots.slot)
             single = distinct(key)
-            area, slot = single >> np.uint64(SLOT_BITS), single & np.uint64((1 << SLOT_BITS) - 1)
+            area, slot = split_entry(single)
             self._reader.progress("swap slots", len(single))
             cached = cache.look_up(area, slot)
             folios = self._with_anon_vmas(cache.read(cached))

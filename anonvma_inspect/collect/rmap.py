@@ -241,17 +241,17 @@ def read_rmap(target: Target, frame: int, progress: Progress | None = None) -> R
         walk = _walk_ksm(reader, sources, tables, folio, items, frame)
     else:
         walk = _found(reader, sources, tables, folio, _NO_ROWS, folio.pointer[:0], _NO_ROWS, frame)
-    flags, names = int(folio.flags[0]), sources.era.flags
+    flags = int(folio.flags[0])
     return Rmap(
         dataclasses.replace(tables, holes=reader.holes(tables.holes)),
         frame,
         page,
         folio,
         sources.era.struct,
-        tuple(name for name, bit in names.items() if flags & bit),
+        tuple(name for name, bit in sources.era.flags.items() if flags & bit),
         items,
         root_vma,
-        bool(flags & (names["locked"] | names.get("writeback", 0))) or _upgrading(tables, root_vma),
+        bool(flags & sources.era.busy) or _upgrading(tables, root_vma),
         walk,
         _swap_place(sources, folio, frame),
     )

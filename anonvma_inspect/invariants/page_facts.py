@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from anonvma_inspect.invariants.columns import take
 from anonvma_inspect.kernel.folio import MappingKind
-from anonvma_inspect.kernel.swap_cache import SLOT_BITS, split_entry
+from anonvma_inspect.kernel.swap_cache import join_entry, split_entry
 from anonvma_inspect.kernel.tags import strip_lock_mark
 from anonvma_inspect.tables import NO_ROW, I64Column, Pages, RowColumn, marked
 from anonvma_inspect.target.memory import BoolColumn, U64Column, starts_run
@@ -197,7 +197,7 @@ class PageFacts:
         if not swapped.exclusive_known:
             return np.zeros(len(self.cached), dtype=bool)
         alone = swapped.folios.mapcount == 0
-        place = swapped.area << np.uint64(SLOT_BITS) | swapped.slot
+        place = join_entry(swapped.area, swapped.slot)
         _, inverse, times = np.unique(place, return_inverse=True, return_counts=True)
         owned: BoolColumn = swapped.exclusive & (times[inverse] == 1)
         owned = owned[self.cached] & alone[swapped.folio[self.cached]]

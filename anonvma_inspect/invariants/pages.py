@@ -78,10 +78,10 @@ def _of_folios(
     )
 
 
-def _pages_text(text: Text, count: I64Column) -> Text:
+def _with_more(text: Text, count: I64Column, one: str = "page", many: str = "pages") -> Text:
     def of_row(index: int) -> str:
         more = int(count[index]) - 1
-        what = "page" if more == 1 else "pages"
+        what = one if more == 1 else many
         return text(index) + (f", and {more} more {what} of the VMA" if more else "")
 
     return of_row
@@ -115,7 +115,7 @@ def _check_anon_vma(facts: Facts, deep: PageFacts) -> Verdict:
                 count,
                 pages.mapping_offset,
                 always(expected),
-                _pages_text(actual, count),
+                _with_more(actual, count),
             )
         )
     judged = marked(len(folios.address), pages.mappings.folio[rows])
@@ -148,14 +148,14 @@ def _check_chain(facts: Facts, deep: PageFacts) -> Verdict:
             count[linked],
             pages.mapping_offset,
             always("an anon_vma of the VMA's chain"),
-            _pages_text(address_text(named[linked]), count[linked]),
+            _with_more(address_text(named[linked]), count[linked]),
         ),
         facts.of_vmas(
             "a VMA without an anon_vma maps anonymous folios",
             mappings.vma[first[bare]],
             "anon_vma",
             address_text(named[bare]),
-            _pages_text(address_text(vmas.anon_vma[mappings.vma[first[bare]]]), count[bare]),
+            _with_more(address_text(vmas.anon_vma[mappings.vma[first[bare]]]), count[bare]),
         ),
     ]
     return Verdict(int(np.count_nonzero(deep.vma_settled[mappings.vma[deep.mapped]])), groups)
@@ -179,7 +179,7 @@ def _check_index(facts: Facts, deep: PageFacts) -> Verdict:
         count,
         pages.index_offset,
         address_text(deep.page_key(first) - inside),
-        _pages_text(address_text(deep.page_index(first) - inside), count),
+        _with_more(address_text(deep.page_index(first) - inside), count),
     )
     return Verdict(len(rows), [group])
 
@@ -289,7 +289,7 @@ def _check_reached(facts: Facts, deep: PageFacts) -> Verdict:
         count,
         None,
         always("the VMA in the tree of the folio's anon_vma"),
-        _pages_text(always("not there"), count),
+        _with_more(always("not there"), count),
     )
     return Verdict(len(deep.of_runs(runs[judged])), [group])
 
@@ -418,17 +418,14 @@ def _of_cached(
 
     def in_slot(index: int) -> str:
         area, slot = int(swapped.area[rows[index]]), int(swapped.slot[rows[index]])
-        place = f"{actual(index)}, for slot {slot} of swap area {area}"
-        more = int(count[index]) - 1
-        what = "entry" if more == 1 else "entries"
-        return place + (f", and {more} more {what} of the VMA" if more else "")
+        return f"{actual(index)}, for slot {slot} of swap area {area}"
 
     return Violations(
         message,
         deep.pages.struct,
         address,
         expected,
-        in_slot,
+        _with_more(in_slot, count, "entry", "entries"),
         word=np.where(count == 1, address + np.uint64(field), np.uint64(0)),
         vma=swapped.vma[rows],
         anon_vma=swapped.folios.anon_vma[folio],

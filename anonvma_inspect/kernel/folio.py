@@ -118,6 +118,11 @@ class FolioEra:
     struct: str
     hugetlb: HugetlbMark | None = None
 
+    @property
+    def busy(self) -> int:
+        """Bits of ``page.flags`` that say that somebody is at work on a folio."""
+        return self.flags["locked"] | self.flags.get("writeback", 0)
+
     def is_hugetlb(self, rows: NDArray[np.uint8], large: NDArray[np.uint8]) -> NDArray[np.bool_]:
         """Which large folios are hugetlb's.
 

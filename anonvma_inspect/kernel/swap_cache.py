@@ -18,10 +18,10 @@ from anonvma_inspect.kernel.era import Record, resolve_record
 from anonvma_inspect.target.layouts import Layouts
 from anonvma_inspect.target.memory import WORD, BoolColumn, U64Column
 
-__all__ = ("SLOT_BITS", "SwapCacheEra", "resolve_swap_cache", "split_entry")
+__all__ = ("SwapCacheEra", "join_entry", "resolve_swap_cache", "split_entry")
 
-#: Of a word as ``include/linux/swapops.h`` packs it, what is the slot: ``SWP_TYPE_SHIFT``.
-SLOT_BITS = 58
+# Of a word as include/linux/swapops.h packs it, what is the slot: SWP_TYPE_SHIFT.
+_SLOT_BITS = 58
 #: SWAP_ADDRESS_SPACE_SHIFT: slots for which there is one address_space.
 SPACE_BITS = 14
 # XA_RETRY_ENTRY and XA_ZERO_ENTRY are below; what is above is a pointer to a node.
@@ -36,7 +36,13 @@ _CLUSTERS = (512, 256)
 
 def split_entry(words: U64Column) -> tuple[U64Column, U64Column]:
     """Swap area and slot of ``swp_entry_t``, as ``folio->swap`` (``private``) has it."""
-    return words >> np.uint64(SLOT_BITS), words & np.uint64((1 << SLOT_BITS) - 1)
+    return words >> np.uint64(_SLOT_BITS), words & np.uint64((1 << _SLOT_BITS) - 1)
+
+
+def join_entry(area: U64Column, slot: U64Column) -> U64Column:
+    """The ``swp_entry_t`` of a swap area and a slot in it; see :func:`split_entry`."""
+    words: U64Column = area << np.uint64(_SLOT_BITS) | slot
+    return words
 
 
 @dataclass(frozen=True)
